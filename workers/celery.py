@@ -24,6 +24,8 @@ app.conf.update(
         "socket_timeout": 5,
         "socket_connect_timeout": 3,
         "health_check_interval": 25,
+        # Seconds after which an idle node asks again; a message ends the wait at once. Below socket_timeout.
+        "polling_interval": 4,
         "global_keyprefix": "graftworks:",
         "unacked_restore_interval": 10,
         "unacked_restore_throttle": 1,

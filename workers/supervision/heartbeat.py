@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import (
+    worker_init,
+    worker_process_init,
+    worker_ready,
+    worker_shutdown,
+    worker_shutting_down,
+)
 from django.conf import settings
 from django.db import close_old_connections, connection
 from django.db.models.functions import Now
@@ -33,8 +39,9 @@ from workers.supervision.process_identity import here
 
 logger = logging.getLogger(__name__)
 _stop = threading.Event()
+_node: set[int] = set()  # the pid of the node's main process, for the processes that it forks
 # Interval at which jobs of killed pool processes are released.
-WATCH_SECONDS = 2.0
+WATCH_SECONDS = 4.0
 # A heartbeat that takes longer hangs in a query.
 SILENT_SECONDS = 60.0
 # Longest wait of a fork for the end of a query, which may hang.
@@ -122,7 +129,15 @@ def _first_gpu() -> tuple[str, int, int] | None:
 @worker_init.connect  # type: ignore[untyped-decorator]
 def delete_stale_flag(**_kwargs: object) -> None:
     """Delete the flag of a node that was killed while draining: in a container the next one has its pid."""
+    _node.add(os.getpid())
     _drain_flag(os.getpid()).unlink(missing_ok=True)
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def end_without_node(**_kwargs: object) -> None:
+    """End a pool process whose node was killed before Celery asked the kernel for a signal at its end."""
+    if _node and os.getppid() not in _node:
+        os._exit(1)
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]

@@ -102,7 +102,7 @@ class Dispatcher:
         self.next_broker_ping = 0.0
         # Only the heartbeat and the ping of the broker run without the lead.
         self.queue_chores = (
-            Chore(self.beat),
+            Chore(self.beat, 2.0),
             Chore(self.recover_jobs),
             Chore(self.wake_past_paused),
             Chore(self.wake_again, 3.0),
@@ -148,8 +148,10 @@ class Dispatcher:
         """Recover jobs whose lease has expired, and queue interrupted ones whose back-off is over."""
         if not self.leads:
             return
-        for job in Job.objects.with_expired_lease().recoverable():
-            self.recover(job)
+        # The whole question is expensive, and almost always answered by its cheap half.
+        if Job.objects.with_expired_lease().exists():
+            for job in Job.objects.with_expired_lease().recoverable():
+                self.recover(job)
         for job in Job.objects.due_for_retry()[:BATCH]:
             with contextlib.suppress(IllegalMove, Job.DoesNotExist):  # cancelled or deleted in between
                 job.requeue_or_fail()
@@ -219,16 +221,16 @@ class Dispatcher:
     def wake_again(self) -> None:
         """Wake idle nodes for jobs whose wake-up may be lost."""
         if self.leads:
-            for queue in Job.Queue:
+            for queue in set(Job.objects.unclaimed().order_by().values_list("queue", flat=True)):
                 Job.objects.unclaimed().wake_idle(queue)
 
     def wake_past_paused(self) -> None:
         """Wake idle nodes each second while a node that cannot run the jobs takes their wake-ups."""
         if not self.leads:
             return
-        paused = WorkerNode.objects.alive().exclude(paused_at=None)
-        queues = set(paused.values_list("queue", flat=True))
-        quantizing = WorkerNode.objects.supporting_4bit().values_list("queue", flat=True)
+        nodes = list(WorkerNode.objects.alive().exclude(queue=""))
+        queues = {node.queue for node in nodes if node.paused_at}
+        quantizing = {node.queue for node in nodes if node.loads_4bit}
         queues |= {
             queue for queue in quantizing if Job.objects.waiting(queue).filter(needs_4bit=True).exists()
         }

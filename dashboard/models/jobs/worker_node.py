@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 10
 SILENT_AFTER = timedelta(seconds=45)
 LEADER_LEASE = timedelta(seconds=20)
-# Dispatchers send a heartbeat each second, and restart within this time.
+# Dispatchers send a heartbeat every two seconds, and restart within this time.
 DISPATCHERS_OFFLINE_AFTER = timedelta(seconds=30)
 FORGOTTEN_AFTER = timedelta(hours=24)
 PAUSE_FORBIDDEN = _("Only a superuser, or a manager of all projects, can pause a worker.")

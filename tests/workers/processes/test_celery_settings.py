@@ -48,6 +48,7 @@ TRANSPORT = {
     "socket_timeout": 5,
     "socket_connect_timeout": 3,
     "health_check_interval": 25,
+    "polling_interval": 4,
     "global_keyprefix": "graftworks:",
     "unacked_restore_interval": 10,
     "unacked_restore_throttle": 1,
@@ -79,7 +80,8 @@ def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]
     """The broker as `manage.py start` runs it, without the rest."""
     monkeypatch.setattr(start.settings, "DATA_DIR", tmp_path)
     program = start.broker_program(tmp_path / "valkey.sock")
-    process = subprocess.Popen(program.command, env=program.environment, stdout=subprocess.DEVNULL)
+    assert not callable(program.run)
+    process = subprocess.Popen(program.run, env=program.environment, stdout=subprocess.DEVNULL)
     client = Redis(unix_socket_path=str(tmp_path / "valkey.sock"), decode_responses=True)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
