@@ -352,6 +352,8 @@ if not (INFERENCE_SERVER.key.isascii() and INFERENCE_SERVER.key.isprintable()):
 WEBHOOK_HOSTS = frozenset(
     host.strip().lower() for host in env.list("WEBHOOK_HOSTS", default=[]) if host.strip()
 )
+# Web processes of `manage.py start`; uvicorn reads the same name.
+WEB_CONCURRENCY = env.int("WEB_CONCURRENCY", default=min(4, len(os.sched_getaffinity(0))))
 # Requests that a web process works on at the same time; further ones wait, and many of them get a 503.
 REQUESTS_AT_A_TIME = env.int("REQUESTS_AT_A_TIME", default=4)
 # Reads and writes per minute and token.

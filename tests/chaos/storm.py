@@ -156,8 +156,7 @@ class FaultInjector:
 
     def _program(self, process: psutil.Process) -> str:
         with contextlib.suppress(psutil.Error):
-            command = process.cmdline()
-            return command[command.index("-n") + 1] if "-n" in command else " ".join(command[:4])
+            return process.name()
         return str(process.pid)
 
     def _hit(self, fault: Fault, process: psutil.Process) -> bool:

@@ -79,13 +79,13 @@ class Target:
             return "fork server"
         if "workers.engine" in command:
             return "trainer"
-        if "workers.celery" in command:
+        # The launcher names its programs; the processes of a node's pool inherit its name.
+        program = process.name().removeprefix("gw-").rstrip("0123456789")
+        if program in ("cpu", "gpu", "serve"):
             return "worker" if process.ppid() == self.launcher.pid else "pool"
-        if "dashboard.asgi" in command:
-            return "web"
-        if "manage.py dispatch" in command:
-            return "dispatcher"
-        return "broker" if "valkey" in command else "other"
+        return {"web": "web", "dispatch": "dispatcher"}.get(
+            program, "broker" if "valkey" in command else "other"
+        )
 
     def orphans(self) -> list[psutil.Process]:
         """Return processes of this data folder that are no descendants of the launcher."""

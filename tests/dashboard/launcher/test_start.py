@@ -29,19 +29,19 @@ def test_port_in_use_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(CommandError, match=rf"Port {port} on 127.0.0.1 is in use.*PORT={port + 1}"):
-            start.check_port("127.0.0.1", port)
-    start.check_port("127.0.0.1", port)
+            start.listen("127.0.0.1", port)
+    start.listen("127.0.0.1", port).close()
 
 
 @pytest.mark.parametrize("port", [0, 70_000])
 def test_invalid_port_is_refused(port: int) -> None:
     with pytest.raises(CommandError, match=r"PORT must be a number between 1 and 65535"):
-        start.check_port("127.0.0.1", port)
+        start.listen("127.0.0.1", port)
 
 
 def test_unknown_host_is_refused() -> None:
     with pytest.raises(CommandError, match=r"Port 8000 on host.invalid cannot be used"):
-        start.check_port("host.invalid", 8000)
+        start.listen("host.invalid", 8000)
 
 
 def test_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,17 +81,29 @@ def test_long_path_moves_socket_to_short_private_folder(settings: Settings, tmp_
 
 def test_external_broker_starts_no_embedded_one(settings: Settings) -> None:
     settings.REDIS_URL = "redis://127.0.0.1:6379/0"
-    with start.broker_socket() as path:
-        names = [program.name for program in start.program_list("127.0.0.1", 8000, path)]
+    with start.broker_socket() as path, socket.socket() as listener:
+        names = [program.name for program in start.program_list(listener, path)]
     assert path is None
     assert "broker" not in names
-    assert {"web", "dispatch", "cpu", "gpu0"} <= set(names)
+    assert {"web0", "dispatch", "cpu", "gpu0"} <= set(names)
+
+
+def test_as_many_web_processes_as_set_listen_on_one_socket(settings: Settings) -> None:
+    settings.WEB_CONCURRENCY = 3
+    with socket.socket() as listener:
+        programs = start.program_list(listener, None)
+        assert [program.name for program in programs if program.listener is listener] == [
+            "web0",
+            "web1",
+            "web2",
+        ]
 
 
 def test_workers_stop_before_the_dispatcher_and_the_broker_last() -> None:
-    programs = start.program_list("127.0.0.1", 8000, Path("valkey.sock"))
+    with socket.socket() as listener:
+        programs = start.program_list(listener, Path("valkey.sock"))
     order = {program.name: program.stop_order for program in programs}
-    assert order["web"] == order["cpu"] == order["gpu0"] < order["dispatch"] < order["broker"]
+    assert order["web0"] == order["cpu"] == order["gpu0"] < order["dispatch"] < order["broker"]
 
 
 def test_broker_gets_no_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -120,15 +132,22 @@ def test_exits_older_than_a_minute_do_not_count() -> None:
     assert [child.schedule_restart(now) for now in (0.0, 100.0, 200.0, 300.0, 400.0, 500.0)] == [0] * 6
 
 
-# The programs below are shell scripts under a real launcher process.
+# The programs below are shell scripts and functions under a real launcher process.
 
 SUPERVISOR = """
-import signal, sys
+import os, signal, socket, sys, time
 from dashboard.launcher import processes
 from dashboard.launcher.processes import Program, Programs
 from pathlib import Path
 processes.EXITS_ALLOWED = 3
 marks = Path(sys.argv[1])
+listener = socket.create_server(("127.0.0.1", 0))
+def nap():
+    print("hello from", Path("/proc/self/comm").read_text().strip(), os.environ["NAME"], flush=True)
+    mine = listener.fileno() >= 0
+    (marks / f"{os.environ['NAME']}-{'listens' if mine else 'deaf'}").touch()
+    (marks / "up").touch()
+    time.sleep(60)
 programs = [{programs}]
 sys.exit(Programs(programs, is_ready=lambda: (marks / "up").exists(), greeting="ready: here").run())
 """
@@ -137,6 +156,9 @@ STUBBORN = (
     'Program("stubborn", ["sh", "-c", "trap : TERM; touch up; while :; do sleep 0.1; done"], '
     '{"PATH": "/usr/bin:/bin"}, grace=GRACE)'
 )
+
+
+NAPPER = 'Program("napper", nap, {"NAME": "small"})'
 
 
 @contextmanager
@@ -162,8 +184,9 @@ def gone(family: list[psutil.Process]) -> bool:
     return not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family)
 
 
-def test_sigterm_stops_all_processes(tmp_path: Path) -> None:
-    with supervise(tmp_path, SLEEPER) as supervisor:
+@pytest.mark.parametrize("program", [SLEEPER, NAPPER])
+def test_sigterm_stops_all_processes(tmp_path: Path, program: str) -> None:
+    with supervise(tmp_path, program) as supervisor:
         wait_for((tmp_path / "up").exists)
         family = psutil.Process(supervisor.pid).children(recursive=True)
         supervisor.terminate()
@@ -172,8 +195,9 @@ def test_sigterm_stops_all_processes(tmp_path: Path) -> None:
         assert gone(family)
 
 
-def test_programs_end_with_killed_launcher(tmp_path: Path) -> None:
-    with supervise(tmp_path, SLEEPER) as supervisor:
+@pytest.mark.parametrize("program", [SLEEPER, NAPPER])
+def test_programs_end_with_killed_launcher(tmp_path: Path, program: str) -> None:
+    with supervise(tmp_path, program) as supervisor:
         wait_for((tmp_path / "up").exists)
         family = psutil.Process(supervisor.pid).children(recursive=True)
         supervisor.kill()
@@ -197,6 +221,17 @@ def test_killed_program_is_restarted(tmp_path: Path) -> None:
         output = supervisor.communicate(timeout=60)[0]
         assert "graftworks | sleeper ended with code -9, restarting at once." in output
         assert output.count("ready: here") == 1
+
+
+def test_a_fork_has_its_name_and_environment_and_no_socket_of_another(tmp_path: Path) -> None:
+    programs = f'{NAPPER}, Program("server", nap, {{"NAME": "large"}}, listener=listener)'
+    with supervise(tmp_path, programs) as supervisor:
+        wait_for((tmp_path / "small-deaf").exists)
+        wait_for((tmp_path / "large-listens").exists)
+        supervisor.terminate()
+        output = supervisor.communicate(timeout=60)[0]
+        assert "napper     | hello from gw-napper small" in output
+        assert "server     | hello from gw-server large" in output
 
 
 def test_launcher_gives_up_after_too_many_exits(tmp_path: Path) -> None:
