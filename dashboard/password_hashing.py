@@ -1,12 +1,14 @@
-"""Argon2, two passwords at a time: each takes 100 MB, and many people may sign in at once."""
+"""Argon2, a few passwords at a time: each takes 100 MB, and many people may sign in at once."""
 
 from __future__ import annotations
 
 import threading
 
+from django.conf import settings
 from django.contrib.auth import hashers
 
-_turns = threading.BoundedSemaphore(2)
+# Of this process: several web processes hash one password each.
+_turns = threading.BoundedSemaphore(1 if settings.WEB_CONCURRENCY > 1 else 2)
 
 
 class Argon2PasswordHasher(hashers.Argon2PasswordHasher):

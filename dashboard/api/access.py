@@ -5,10 +5,13 @@ The gate refuses requests without a valid token; the QuerySets decide what a tok
 
 from __future__ import annotations
 
+import fcntl
+import json
+import logging
 import threading
 import time
-from collections import defaultdict, deque
 from collections.abc import Callable
+from pathlib import Path
 
 from django.conf import settings
 from django.core.cache import cache
@@ -23,6 +26,7 @@ from dashboard.api.refusals import Refusal, invalid
 from dashboard.models import ApiToken, Job, Role
 from dashboard.models.accounts.project import digest_of, refusal_for
 
+logger = logging.getLogger(__name__)
 READS = ("GET", "HEAD")
 WINDOW_SECONDS = 60.0
 REMEMBERED_SECONDS = 24 * 3600
@@ -57,32 +61,51 @@ class Token(HttpBearer):
 
 
 class RateLimit(BaseThrottle):
-    """Limits reads or writes per token in any 60 seconds, counted in this process's memory."""
+    """Limits reads or writes per token in any 60 seconds, counted in a file that all web processes share."""
 
     def __init__(self, *, reads: bool) -> None:
         self.reads = reads
-        self.lock = threading.Lock()
-        self.calls: dict[str, deque[float]] = defaultdict(deque)
         self.waiting = threading.local()
 
     def allow_request(self, request: HttpRequest) -> bool:
         if (request.method in READS) != self.reads:
             return True
         limit = settings.API_READS_PER_MINUTE if self.reads else settings.API_WRITES_PER_MINUTE
-        now = time.monotonic()
-        with self.lock:
-            calls = self.calls[request.auth.digest]  # type: ignore[attr-defined]
-            while calls and calls[0] <= now - WINDOW_SECONDS:
-                calls.popleft()
-            if len(calls) < limit:
-                calls.append(now)
-                return True
-            self.waiting.seconds = calls[0] + WINDOW_SECONDS - now if calls else WINDOW_SECONDS
-            return False
+        token: ApiToken = request.auth  # type: ignore[attr-defined]
+        try:
+            seconds = count_call(f"{'reads' if self.reads else 'writes'}-{token.digest}", limit)
+        except OSError:
+            # A full disk refuses nobody.
+            logger.warning("calls are not counted", exc_info=True)
+            return True
+        self.waiting.seconds = seconds
+        return seconds == 0
 
     def wait(self) -> float:
         """Return the seconds until the request that this thread refused last would be accepted."""
         return float(max(1.0, self.waiting.seconds))
+
+
+def count_call(name: str, limit: int) -> float:
+    """Count a call and return 0, or return the seconds until the next one is within the limit."""
+    folder = Path(settings.DATA_DIR) / "run" / "calls"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    now = time.time()
+    with (folder / name).open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        # [second, calls], oldest first.
+        calls = [call for call in json.loads(text or "[]") if now - WINDOW_SECONDS < call[0] <= now]
+        if sum(count for _second, count in calls) >= limit:
+            return float(calls[0][0] + WINDOW_SECONDS - now if calls else WINDOW_SECONDS)
+        if calls and calls[-1][0] == int(now):
+            calls[-1][1] += 1
+        else:
+            calls.append([int(now), 1])
+        file.truncate(0)
+        file.write(json.dumps(calls))
+    return 0.0
 
 
 # Shared by both APIs: a token has one budget.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,6 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import Settings
 
+from dashboard.api import access
 from dashboard.models import ApiToken, Job, Project, User
 from dashboard.models.accounts.project import ProjectQuerySet
 from dashboard.models.jobs.job_queryset import JobQuerySet
@@ -98,6 +102,16 @@ def test_reads_are_limited(api: Client, settings: Settings) -> None:
     answer = api.get(ME)
     refusal(answer, 429)
     assert 1 <= int(answer.headers["Retry-After"]) <= 60
+
+
+def test_calls_of_all_web_processes_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access.time, "time", lambda: 1000.5)
+    name = secrets.token_hex()
+    with ProcessPoolExecutor(1, get_context("fork")) as other:
+        assert [other.submit(access.count_call, name, 3).result() for _call in range(2)] == [0, 0]
+    assert [access.count_call(name, 3) for _call in range(2)] == [0, 59.5]
+    monkeypatch.setattr(access.time, "time", lambda: 1060.0)
+    assert access.count_call(name, 3) == 0
 
 
 def test_writes_have_their_own_limit(api: Client, settings: Settings) -> None:
