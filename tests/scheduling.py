@@ -12,8 +12,6 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 BROWSER_TESTS = "tests/e2e/"
-# These start an installation of their own; the other browser tests share one.
-OWN_INSTALLATION = "tests/e2e/test_start_command.py"
 # It takes three minutes and comes early, so that all processes end at about the same time.
 LONGEST = "test_storm.py"
 # A folder of files with many slow tests, which any process may take one by one.
@@ -53,7 +51,7 @@ def scope_of(nodeid: str) -> str:
     if nodeid.startswith(SLOW_FOLDER):
         return nodeid
     path = nodeid.partition("::")[0]
-    return BROWSER_TESTS if path.startswith(BROWSER_TESTS) and path != OWN_INSTALLATION else path
+    return BROWSER_TESTS if path.startswith(BROWSER_TESTS) else path
 
 
 class ScopeScheduling(LoadScopeScheduling):

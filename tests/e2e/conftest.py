@@ -32,8 +32,9 @@ expect.set_options(timeout=60_000)
 RESULTS = Path(settings.BASE_DIR) / "test-results"
 
 
-# There is only one first visit. The last files share one run, which keeps a worker busy.
-FIRST, LAST = ["test_first_adapter.py"], ["test_lost_line.py", "test_live_stream.py"]
+# There is only one first visit, and one end. The files before it share one run, which keeps a worker busy.
+FIRST = ["test_first_adapter.py"]
+LAST = ["test_lost_line.py", "test_live_stream.py", "test_start_command.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -143,9 +144,8 @@ def is_scored(api: Api, run: int) -> bool:
 
 
 @pytest.fixture(scope="package")
-def long_run(api: Api, dataset: int) -> Iterator[int]:
+def long_run(api: Api, dataset: int) -> int:
     """A run that trains until a test stops it."""
     run = start_run(api, dataset, "Long", max_steps=60_000, learning_rate=2e-4, per_device_train_batch_size=1)
     until(lambda: api.get(f"/runs/{run}")["step"] > 0, "the first step")
-    yield run
-    api.call("POST", f"/runs/{run}/cancel")
+    return run

@@ -149,13 +149,19 @@ def run_installation(folder: Path, model: Path) -> Iterator[Installation]:
     try:
         yield running
     finally:
-        family = psutil.Process(running.process.pid).children(recursive=True)
-        running.process.send_signal(signal.SIGTERM)
-        try:
-            status = running.process.wait(timeout=STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(running.process.pid, signal.SIGKILL)
-            raise
+        if running.process.poll() is None:
+            stop(running)
+
+
+def stop(running: Installation) -> None:
+    """End it with SIGTERM, and all its processes with it."""
+    family = psutil.Process(running.process.pid).children(recursive=True)
+    running.process.send_signal(signal.SIGTERM)
+    try:
+        status = running.process.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.process.pid, signal.SIGKILL)
+        raise
     assert status == 0, running.log_tail()
     _gone, left = psutil.wait_procs(family, timeout=30)
     assert not left, left
