@@ -73,9 +73,14 @@ class Api(NinjaAPI):
         """Return one name per address: `create` shares the address of `index`."""
         return self.get_openapi_operation_id(operation).replace("-create", "-index")
 
-    def get_openapi_schema(self, **options: Any) -> OpenAPISchema:
-        """Add the header that every POST accepts."""
-        document = super().get_openapi_schema(**options)
+    def get_openapi_schema(self, **_options: Any) -> OpenAPISchema:
+        """Return the document, which is the same for everybody and costs a second of a processor."""
+        return self.document
+
+    @functools.cached_property
+    def document(self) -> OpenAPISchema:
+        """The generated document with the header that every POST accepts."""
+        document = super().get_openapi_schema()
         for methods in document["paths"].values():
             if "post" in methods:
                 methods["post"]["parameters"].append(KEY_HEADER)

@@ -6,7 +6,7 @@ All objects belong to the project Support and are created once for this module.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ from django.http import HttpResponseBase
 from django.test import Client
 from django.urls import URLPattern, get_resolver
 
-from dashboard.api import api
 from dashboard.models import ApiToken, Role
 from tests.conftest import make_user
 from tests.dashboard.route_rules import CALLERS, RULES
@@ -24,15 +23,7 @@ from tests.dashboard.routes import Route, World, by_name, client_for, methods_of
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture(scope="module", autouse=True)
-def openapi_document() -> Iterator[None]:
-    """Generate the OpenAPI document once: it is the same for all callers."""
-    document = api.get_openapi_schema(path_params={})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "get_openapi_schema", lambda **_options: document)
-        yield
-
-
+@cache
 def rules() -> dict[tuple[str, str], str]:
     """Return (route name, method) -> outcomes."""
     return {
