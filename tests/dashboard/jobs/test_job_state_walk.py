@@ -20,7 +20,7 @@ from dashboard.models.jobs.job_state import MOVES
 from tests.conftest import make_base_model, make_dataset, make_run
 from tests.dashboard.jobs.state_walk import NODES, Walk, events_seen, steps_taken
 
-SHORT, LONG = 16, int(os.environ.get("CHAOS_SEQUENCES", "500"))
+SHORT, LONG = 8, int(os.environ.get("CHAOS_SEQUENCES", "500"))
 # Step -> weight; the weights let most walks get far.
 STEPS = {
     "submit": 3, "cancel": 3, "resume": 3, "claim": 8, "work": 5, "progress": 2, "step": 2,
