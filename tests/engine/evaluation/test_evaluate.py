@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,28 @@ def make_eval(trained: tuple[BaseSpec, DataSpec, Path]) -> Callable[..., EvalSpe
     return lambda **changes: EvalSpec(**(defaults | changes))
 
 
-def test_trained_adapter_scores_better_than_the_base(
-    make_eval: Callable[..., EvalSpec], tmp_path: Path
-) -> None:
-    record = Recorder()
-    values = evaluate(make_eval(), tmp_path, report=record)
+@dataclass(frozen=True)
+class Scored:
+    """What an evaluation has returned, written and reported."""
+
+    values: dict[str, Any]
+    items: list[dict[str, Any]]
+    record: Recorder
+
+
+@pytest.fixture(scope="module")
+def scored(trained: tuple[BaseSpec, DataSpec, Path], tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    """The evaluation of `make_eval()`."""
+    base, data, adapter = trained
+    spec = EvalSpec(base=base, data=data, adapters={"adapter": str(adapter)}, dtype="float32")
+    folder, record = tmp_path_factory.mktemp("scored"), Recorder()
+    values = evaluate(spec, folder, report=record)
+    lines = (folder / "items.jsonl").read_text().splitlines()
+    return Scored(values, [json.loads(line) for line in lines], record)
+
+
+def test_trained_adapter_scores_better_than_the_base(scored: Scored) -> None:
+    values, record = scored.values, scored.record
     assert values["adapter"]["exact_match"] == 1.0
     assert values["base"]["exact_match"] == 0.0
     assert values["adapter"]["loss"] < 0.2 < values["base"]["loss"]
@@ -76,9 +93,8 @@ def test_trained_adapter_scores_better_than_the_base(
     assert record.of(Progress)[-6:] == [Progress("scoring", 8, 8), *timing]
 
 
-def test_items_are_written_for_base_and_adapter(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
-    values = evaluate(make_eval(), tmp_path, report=Recorder())
-    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+def test_items_are_written_for_base_and_adapter(scored: Scored) -> None:
+    values, items = scored.values, scored.items
     assert [item["subject"] for item in items] == ["base"] * 4 + ["adapter"] * 4
     assert items[0]["row"] == items[4]["row"]
     assert items[4]["prompt"] == "Colour of 0?"
@@ -100,7 +116,7 @@ def test_base_is_left_out_if_its_scores_are_kept_in_this_number_format(
 
 
 def test_base_scores_equal_those_without_an_adapter(
-    make_eval: Callable[..., EvalSpec], tmp_path: Path, trained: tuple[BaseSpec, DataSpec, Path]
+    scored: Scored, trained: tuple[BaseSpec, DataSpec, Path]
 ) -> None:
     from workers.engine.base_models.model import load_base, load_tokenizer
     from workers.engine.training.data import Split, pad
@@ -109,21 +125,21 @@ def test_base_scores_equal_those_without_an_adapter(
     from workers.engine.training.runtime import pick_device, pick_dtype
 
     base, data, _adapter = trained
-    values = evaluate(make_eval(), tmp_path, report=Recorder())
     model = load_base(base, pick_dtype("float32", pick_device()), pick_device())
     split = Split(data, "test")
     examples = encode(load_tokenizer(base), [split.row(index) for index in range(4)])
     losses = Scorer(model).token_losses(pad(examples, pick_device()))
-    assert values["base"]["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert scored.values["base"]["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
 
 
 def test_rows_are_drawn_by_seed(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
     data = write_canonical(tmp_path / "many", colour_rows(4), test=colour_rows(20))
     drawn = []
     for seed in (1, 1, 2):
-        evaluate(make_eval(data=data, max_rows=5, seed=seed), tmp_path / "out", report=Recorder())
+        asked = make_eval(data=data, max_rows=5, seed=seed, with_base=False)
+        evaluate(asked, tmp_path / "out", report=Recorder())
         lines = (tmp_path / "out/items.jsonl").read_text().splitlines()
-        drawn.append([json.loads(line)["row"] for line in lines[:5]])
+        drawn.append([json.loads(line)["row"] for line in lines])
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -144,13 +160,14 @@ def test_adapter_without_effect_is_reported(make_spec: MakeSpec, tmp_path: Path,
 
 def test_plain_text_has_loss_and_perplexity_only(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
     data = write_canonical(tmp_path / "text", ["Some plain text.", "More of it."])
-    values = evaluate(make_eval(data=data), tmp_path, report=Recorder())
+    values = evaluate(make_eval(data=data, with_base=False), tmp_path, report=Recorder())
     assert set(values["adapter"]) == {"loss", "perplexity", "general_loss", "general_accuracy"}
 
 
 def test_a_long_prompt_is_cut_on_the_left(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
     data = write_canonical(tmp_path / "long", colour_rows(4), test=[chat("x" * 300 + " Colour of 0?", "red")])
-    values = evaluate(make_eval(data=data, max_length=48), tmp_path, report=Recorder())
+    asked = make_eval(data=data, max_length=48, with_base=False)
+    values = evaluate(asked, tmp_path, report=Recorder())
     assert values["rows"] == 1
     assert math.isfinite(values["adapter"]["loss"])
 
@@ -181,16 +198,17 @@ def test_evaluation_stops_on_cancel(
 
 
 def test_several_adapters_score_as_each_alone(
-    make_eval: Callable[..., EvalSpec], make_spec: MakeSpec, tmp_path: Path
+    make_eval: Callable[..., EvalSpec], make_spec: MakeSpec, scored: Scored, tmp_path: Path
 ) -> None:
     good = make_eval().adapters["adapter"]
     train([make_spec(learning_rate=1e-3, max_steps=2)], tmp_path / "out", report=Recorder())
     other = str(tmp_path / "out/arm-0/adapter")
     together = evaluate(make_eval(adapters={"one": good, "two": other}), tmp_path / "both", report=Recorder())
-    for name, folder in (("one", good), ("two", other)):
-        alone = evaluate(make_eval(adapters={name: folder}), tmp_path / name, report=Recorder())
-        assert together[name] == pytest.approx(alone[name], rel=1e-5)
-        assert together["base"] == pytest.approx(alone["base"], rel=1e-5)
+    asked = make_eval(adapters={"two": other}, with_base=False)
+    alone = evaluate(asked, tmp_path / "two", report=Recorder())
+    assert together["two"] == pytest.approx(alone["two"], rel=1e-5)
+    assert together["one"] == pytest.approx(scored.values["adapter"], rel=1e-5)
+    assert together["base"] == pytest.approx(scored.values["base"], rel=1e-5)
     assert together["one"] != together["two"]
 
 
@@ -200,8 +218,8 @@ def test_base_is_not_scored_without_with_base(make_eval: Callable[..., EvalSpec]
     assert values["adapter"]["exact_match"] == 1.0
 
 
-def test_general_loss_differs_from_the_base(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
-    values = evaluate(make_eval(), tmp_path, report=Recorder())
+def test_general_loss_differs_from_the_base(scored: Scored) -> None:
+    values = scored.values
     assert values["adapter"]["general_loss"] != values["base"]["general_loss"]
     assert math.isfinite(values["base"]["general_loss"])
 
@@ -210,7 +228,8 @@ def test_latency_is_measured_for_base_and_each_adapter(
     make_eval: Callable[..., EvalSpec], tmp_path: Path
 ) -> None:
     good = make_eval().adapters["adapter"]
-    found = evaluate(make_eval(adapters={"one": good, "two": good}), tmp_path, report=Recorder())
+    asked = make_eval(adapters={"one": good, "two": good}, with_base=False)
+    found = evaluate(asked, tmp_path, report=Recorder())
     speeds = found["ms_per_token"]
     assert set(speeds) == {"base", "one", "two"}
     assert min(speeds.values()) > 0
@@ -240,13 +259,15 @@ def test_no_adapter_is_loaded_while_another_is_timed(
 
 
 def test_items_have_groups_and_result_has_the_checksum(
-    make_eval: Callable[..., EvalSpec], trained: tuple[BaseSpec, DataSpec, Path], tmp_path: Path
+    make_eval: Callable[..., EvalSpec],
+    trained: tuple[BaseSpec, DataSpec, Path],
+    scored: Scored,
+    tmp_path: Path,
 ) -> None:
-    values = evaluate(make_eval(), tmp_path, report=Recorder())
-    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
-    assert all(item["group"] == item["row"] for item in items)
-    frozen = replace(trained[1], test_sha256=values["split_sha256"])
-    assert evaluate(make_eval(data=frozen), tmp_path, report=Recorder())["rows"] == 4
+    assert all(item["group"] == item["row"] for item in scored.items)
+    frozen = replace(trained[1], test_sha256=scored.values["split_sha256"])
+    asked = make_eval(data=frozen, with_base=False)
+    assert evaluate(asked, tmp_path, report=Recorder())["rows"] == 4
 
 
 def test_changed_test_rows_are_refused(
@@ -301,8 +322,9 @@ def test_scores_that_are_not_finite_are_refused(make_eval: Callable[..., EvalSpe
     shutil.copytree(make_eval().adapters["adapter"], adapter)
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name: value * 1e30 for name, value in weights.items()}, adapter / "adapter_model.safetensors")
+    asked = make_eval(adapters={"adapter": str(adapter)}, with_base=False)
     with pytest.raises(Diverged, match=r"The loss of `adapter` on row \d+ is not a finite number"):
-        evaluate(make_eval(adapters={"adapter": str(adapter)}), tmp_path / "out", report=Recorder())
+        evaluate(asked, tmp_path / "out", report=Recorder())
 
 
 def test_out_of_memory_while_loading_the_base_is_reported(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,15 @@ def save_adapter(folder: Path, target: Path, *, seed: int = 0, **settings: Any) 
     return target
 
 
+@functools.cache
+def load_alone(folder: Path, adapter: Path | None) -> Any:
+    """Return the base model as PEFT runs it with this adapter."""
+    return load(folder) if adapter is None else PeftModel.from_pretrained(load(folder), adapter).eval()
+
+
 def answer_alone(folder: Path, adapter: Path | None, request: GenerationRequest) -> list[int]:
     """Return PEFT's own greedy answer, without the end token."""
-    model = load(folder)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter).eval()
+    model = load_alone(folder, adapter)
     ids = torch.as_tensor(np.asarray(request.prompt)[None], dtype=torch.int64)
     output = model.generate(
         input_ids=ids,
@@ -101,8 +106,15 @@ def mixed_requests(count: int = 12) -> list[GenerationRequest]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("base") / "m")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The tiny model of a type, built when it is first asked for."""
+    root = tmp_path_factory.mktemp("models")
+    return functools.cache(lambda model_type: build_tiny_model(root / model_type, model_type=model_type))
+
+
+@pytest.fixture(scope="module")
+def folder(folders: Callable[[str], Path]) -> Path:
+    return folders("llama")
 
 
 @pytest.fixture
@@ -112,8 +124,10 @@ def make_generator(folder: Path) -> Callable[..., Generator]:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_mixed_requests_are_answered_as_each_alone(tmp_path: Path, model_type: str) -> None:
-    folder = build_tiny_model(tmp_path / "m", model_type=model_type)
+def test_mixed_requests_are_answered_as_each_alone(
+    folders: Callable[[str], Path], tmp_path: Path, model_type: str
+) -> None:
+    folder = folders(model_type)
     generator = Generator(load(folder), CPU, max_rows=4, max_tokens=1024)
     assert generator.is_batched is (model_type not in PLAIN)
     adapters = {
@@ -229,8 +243,10 @@ def test_a_folder_without_safetensors_is_refused(
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_an_adapter_with_biases_is_refused_and_the_base_stays(tmp_path: Path, bias: str) -> None:
-    folder = build_tiny_model(tmp_path / "m", model_type="gpt2")
+def test_an_adapter_with_biases_is_refused_and_the_base_stays(
+    folders: Callable[[str], Path], tmp_path: Path, bias: str
+) -> None:
+    folder = folders("gpt2")
     base = load(folder)
     generator = Generator(base, CPU, max_rows=4, max_tokens=1024)
     before = {name: weight.clone() for name, weight in base.named_parameters()}
@@ -281,11 +297,13 @@ def test_top_p_draws_the_likeliest_tokens_alone() -> None:
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 @pytest.mark.parametrize("known", [0, 1, 3, 6])
-def test_a_reference_is_scored_and_answered_in_one(tmp_path: Path, model_type: str, known: int) -> None:
+def test_a_reference_is_scored_and_answered_in_one(
+    folders: Callable[[str], Path], tmp_path: Path, model_type: str, known: int
+) -> None:
     """The reference begins with `known` tokens that the model itself would choose."""
-    folder = build_tiny_model(tmp_path / "m", model_type=model_type)
+    folder = folders(model_type)
     adapter = save_adapter(folder, tmp_path / "a", r=4)
-    model = PeftModel.from_pretrained(load(folder), adapter).eval()
+    model = load_alone(folder, adapter)
     generator = Generator(load(folder), CPU, max_rows=4, max_tokens=1024)
     generator.load_adapter("a", adapter)
     prompts = [np.arange(9, 25), np.append(np.arange(9, 21), 7), np.arange(9, 23)]
