@@ -139,6 +139,7 @@ def run_installation(folder: Path, model: Path) -> Iterator[Installation]:
         "DATA_DIR": str(folder / "data"),
         "BUNDLED_MODEL_DIR": str(model),
         "OMP_NUM_THREADS": "1",
+        "WEB_CONCURRENCY": "2",
         # Where a test may listen for events.
         "WEBHOOK_HOSTS": f"127.0.0.1:{free_port()}",
         # All tests share one token.

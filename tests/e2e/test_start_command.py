@@ -6,13 +6,13 @@ These tests come last, because they end the installation that all browser tests 
 from __future__ import annotations
 
 import http.client
-import json
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -20,17 +20,23 @@ import pytest
 from django.conf import settings
 
 from dashboard.management.commands.start import start_lock
-from tests.e2e.installation import Installation, Person, launch, stop, until
+from tests.e2e.installation import Installation, launch, stop, until
 
 pytestmark = pytest.mark.slow
 
-# Print the id of a run that never ends by itself: a draft.
-DRAFT_RUN = """
+# Print the id of a run that never ends by itself, a draft, and the cookie of somebody who may watch it.
+WATCHED_RUN = """
 import django
 django.setup()
-from dashboard.models import BaseModel, Dataset, DatasetVersion, Project, TargetModuleConfig, TrainingRun
+from django.conf import settings
+from django.test import Client
+from dashboard.models import (
+    BaseModel, Dataset, DatasetVersion, Project, Role, TargetModuleConfig, TrainingRun, User)
 project = Project.objects.named("Support")
-dataset = Dataset.objects.create(project=project, name="Tickets")
+number = User.objects.count()
+user = User.objects.create_user(f"reader-{number}@example.org", "correct-horse-battery")
+project.admit(user, Role.VIEWER)
+dataset = Dataset.objects.create(project=project, name=f"Tickets {number}")
 run = TrainingRun.objects.create(
     project=project,
     name="Draft",
@@ -38,7 +44,16 @@ run = TrainingRun.objects.create(
     base_model=BaseModel.objects.earliest("pk"),
     target_module_config=TargetModuleConfig.objects.earliest("pk"),
 )
-print(run.pk)
+client = Client()
+client.force_login(user)
+print(run.pk, f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_COOKIE_NAME].value}")
+"""
+SIGN_OUT = """
+import sys
+import django
+django.setup()
+from django.contrib.sessions.models import Session
+print(Session.objects.filter(pk=sys.argv[1].partition("=")[2]).delete()[0])
 """
 
 
@@ -59,19 +74,39 @@ def processes_of(installation: Installation) -> list[psutil.Process]:
     return psutil.Process(installation.process.pid).children(recursive=True)
 
 
-@contextmanager
-def open_stream(installation: Installation, person: Person, run: int) -> Iterator[None]:
-    """An event stream that has begun and stays open."""
-    stored = json.loads(person.session.read_text())["cookies"]
-    cookies = "; ".join(f"{one['name']}={one['value']}" for one in stored)
-    connection = http.client.HTTPConnection(installation.url.removeprefix("http://"), timeout=30)
-    connection.request("GET", f"/runs/{run}/stream/", headers={"Cookie": cookies})
-    response = connection.getresponse()
-    assert response.status == 200
-    assert response.readline().startswith(b"retry:")
-    yield
-    response.close()
-    connection.close()
+@dataclass(frozen=True)
+class Watched:
+    """A run and the cookie of somebody who watches it."""
+
+    installation: Installation
+    run: int
+    cookie: str
+
+    def follow(self, streams: ExitStack) -> http.client.HTTPResponse:
+        """Open an event stream, and return its answer when it has begun."""
+        address = self.installation.url.removeprefix("http://")
+        connection = http.client.HTTPConnection(address, timeout=60)
+        streams.callback(connection.close)
+        connection.request("GET", f"/runs/{self.run}/stream/", headers={"Cookie": self.cookie})
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert answer.readline().startswith(b"retry:")
+        return answer
+
+
+@pytest.fixture
+def watched(installation: Installation) -> Watched:
+    """A run that never ends by itself."""
+    made = run_python(installation, "-c", WATCHED_RUN)
+    assert made.returncode == 0, made.stderr
+    run, cookie = made.stdout.split()
+    return Watched(installation, int(run), cookie)
+
+
+def web_processes(installation: Installation) -> list[psutil.Process]:
+    found = [one for one in processes_of(installation) if one.name().startswith("gw-web")]
+    assert len(found) == 2
+    return found
 
 
 def test_a_port_in_use_is_one_sentence_and_starts_nothing(installation: Installation, tmp_path: Path) -> None:
@@ -89,8 +124,7 @@ def test_the_start_prints_one_address_and_a_code(installation: Installation) -> 
 
 
 def test_the_web_process_has_no_torch_mapped(installation: Installation) -> None:
-    web = [one for one in processes_of(installation) if "uvicorn" in " ".join(one.cmdline())]
-    assert web
+    web = web_processes(installation)
     assert not [region.path for one in web for region in one.memory_maps() if "torch" in region.path]
 
 
@@ -100,12 +134,29 @@ def test_a_killed_broker_comes_back(installation: Installation) -> None:
     until(lambda: any("valkey" in one.name() for one in processes_of(installation)), "the new broker")
 
 
-def test_sigterm_stops_all_of_it_with_a_stream_open(
-    installation: Installation, mara: Person, measured: Callable[[str], None]
+def test_streams_of_both_web_processes_end_with_the_session(
+    installation: Installation, watched: Watched
 ) -> None:
-    made = run_python(installation, "-c", DRAFT_RUN)
-    assert made.returncode == 0, made.stderr
-    with open_stream(installation, mara, int(made.stdout)):
+    both = web_processes(installation)
+
+    def is_followed(web: psutil.Process) -> bool:
+        return any(one.status == psutil.CONN_ESTABLISHED for one in web.net_connections())
+
+    with ExitStack() as streams:
+        answers = [watched.follow(streams)]
+        # A process of the two may accept several connections in a row.
+        while not all(is_followed(web) for web in both):
+            answers.append(watched.follow(streams))
+        assert run_python(installation, "-c", SIGN_OUT, watched.cookie).stdout.strip() == "1"
+        for answer in answers:
+            answer.read()
+
+
+def test_sigterm_stops_all_of_it_with_a_stream_open(
+    installation: Installation, watched: Watched, measured: Callable[[str], None]
+) -> None:
+    with ExitStack() as streams:
+        watched.follow(streams)
         assert len(processes_of(installation)) >= 7
         began = time.monotonic()
         stop(installation)
