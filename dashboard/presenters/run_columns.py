@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -12,12 +12,21 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.translation import get_language, gettext_lazy
+from django.utils.translation import gettext_lazy
 
 from dashboard.models import Adapter, TrainingRun
 from dashboard.models.catalog.metrics import METRICS, Metric
 from dashboard.models.evaluations.run_list import RunOrder, best_first
-from dashboard.templatetags.graftworks import ago, duration, filesize, number, percent, rate, state_word
+from dashboard.templatetags.graftworks import (
+    ago,
+    duration,
+    filesize,
+    number,
+    percent,
+    rate,
+    state_word,
+    status,
+)
 
 CsvValue = str | float | None
 
@@ -162,15 +171,9 @@ def study_link(run: TrainingRun) -> Any:
 
 def state_cell(run: TrainingRun) -> SafeString:
     """Return the state; that of a run that goes on updates itself."""
-    if not run.is_over:
-        return render_to_string("training/_cell.html", {"run": run})
-    return ended_state(run.state, get_language())
-
-
-@cache
-def ended_state(state: str, _language: str | None) -> SafeString:
-    """Return a state as word, icon and colour, as `partials/_status.html` renders it."""
-    return render_to_string("partials/_status.html", {"state": state, "kind": "train"})
+    return (
+        status(run.state, "train") if run.is_over else render_to_string("training/_cell.html", {"run": run})
+    )
 
 
 def hyperparameter(name: str, run: TrainingRun) -> CsvValue:

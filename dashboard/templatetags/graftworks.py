@@ -172,6 +172,21 @@ def icon(name: str, css: str = "") -> SafeString:
     )
 
 
+@register.simple_tag
+@functools.lru_cache(maxsize=256)
+def status(state: str, kind: str = "", outcome_summary: str = "") -> SafeString:
+    """Return a state as word, icon and colour.
+
+    `kind` of the job: train, evaluate, import, inspect; `outcome_summary` where it says more.
+    """
+    return format_html(
+        '<span class="state state-{}">{}<span>{}</span></span>',
+        state_tone(state),
+        icon(state_icon(state)),
+        outcome_summary or state_word(state, kind),
+    )
+
+
 @register.simple_block_tag
 def card(content: str, id: str, title: str, *, css: str = "") -> SafeString:
     """Return a section with a heading that labels it."""
@@ -194,13 +209,11 @@ def state_word(state: str, kind: str = "") -> str:
     return str(STATE_WORDS.get(state, state))
 
 
-@register.filter
 def state_tone(state: str) -> str:
     """Return the tone of a state: quiet, busy, warn, good or bad."""
     return STATE_LOOKS.get(state, ("quiet", ""))[0]
 
 
-@register.filter
 def state_icon(state: str) -> str:
     return STATE_LOOKS.get(state, ("", "circle-dashed"))[1]
 
