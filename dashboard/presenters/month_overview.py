@@ -58,7 +58,10 @@ class MonthOverview:
             ),
             proposals=list(proposals[:ROWS]),
             undecided=list(
-                ended_studies(project).filter(
+                ended_studies(project)
+                .select_related(None)
+                .only("name")
+                .filter(
                     finished_at__gte=timezone.now() - UNDECIDED_AGE,
                     decisions=None,
                     stored_summary__state=State.SUCCEEDED,

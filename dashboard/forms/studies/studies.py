@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy
 
 from dashboard.forms.studies.study_arms import FurtherArmForm, further_arms
 from dashboard.forms.training.hyperparameters import EXPERT, LaunchForm, format_number
-from dashboard.models import ArmPlan, Caller, Project, Study, TargetModuleConfig
+from dashboard.models import ArmPlan, Study, TargetModuleConfig
 from dashboard.models.catalog.metrics import METRICS, REGEX, STUDY_METRICS
 from dashboard.models.studies.plan import (
     DEFAULT_MARGIN,
@@ -175,9 +175,7 @@ class StudyForm(LaunchForm):
         ),
     )
 
-    def __init__(
-        self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]
-    ) -> None:
+    def __init__(self, data: Any = None, *, initial: dict[str, Any], **options: Any) -> None:
         initial_values = {
             "seeds": len(DEFAULT_SEEDS),
             "budget": Study.Budget.EQUAL_RANK.value,
@@ -185,10 +183,10 @@ class StudyForm(LaunchForm):
             "margin": f"{POINTS * DEFAULT_MARGIN:g}",
             "test_rows": TEST_ROWS,
         }
-        super().__init__(data, caller=caller, project=project, initial={**initial_values, **initial})
+        super().__init__(data, initial={**initial_values, **initial}, **options)
         known = [(config.pk, str(config)) for config in self.offered]
         self.fields["configs"].choices = known  # type: ignore[attr-defined]
-        self.further = further_arms(data, list(self.offered))
+        self.further = further_arms(data, self.offered)
         further = [
             (str(form.prefix), _("Further arm %(number)d") % {"number": number})
             for number, form in enumerate(self.further.forms, 1)

@@ -58,7 +58,7 @@ def plan_study(form: StudyForm) -> StudyPlan:
     margin = DEFAULT_MARGIN if margin is None else margin / POINTS
     arms: list[ArmPlan] = []
     refusal, costs, to_confirm = "", None, None
-    cards = tuple(preset_cards(list(form.offered), base_model)) if base_model else ()
+    cards = tuple(preset_cards(form.offered, base_model)) if base_model else ()
     try:
         refused = {card.config.pk for card in cards if card.resolution.refusal}
         arms = [arm for arm in form.arms() if arm.config.pk not in refused]
@@ -78,6 +78,7 @@ def plan_study(form: StudyForm) -> StudyPlan:
                 max_hours=values.get("max_hours"),
                 metric=values.get("metric") or (version.main_metric if version else ""),
                 pattern=values.get("pattern") or "",
+                runs=form.forecaster,
             )
     except (SpecError, TargetError) as error:
         refusal = error.message

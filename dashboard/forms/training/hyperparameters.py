@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from django import forms
-from django.db.models import F, Q
 from django.utils.text import format_lazy
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from dashboard.models import BaseModel, Caller, DatasetVersion, Project, TargetModuleConfig, User, WorkerNode
+from dashboard.forms.training.offer import Offer, RowField
+from dashboard.models import BaseModel, Caller, Project, TargetModuleConfig, User
 from dashboard.models.jobs.worker_node import NO_4BIT_WORKER
 from dashboard.models.training.automatic import ChosenSettings, learning_rate_of
 from dashboard.models.training.forecast import RunForecaster
@@ -48,14 +48,14 @@ GROUPS = {
 }
 
 
-class VersionField(forms.ModelChoiceField):  # type: ignore[type-arg]
+class VersionField(RowField):
     """A dataset version with its number of rows."""
 
     def label_from_instance(self, obj: Any) -> str:
         return _("%(version)s, %(rows)s rows") % {"version": obj, "rows": f"{obj.rows or 0:,}"}
 
 
-class BaseModelField(forms.ModelChoiceField):  # type: ignore[type-arg]
+class BaseModelField(RowField):
     """A base model with its millions of parameters."""
 
     def label_from_instance(self, obj: Any) -> str:
@@ -78,7 +78,6 @@ class LaunchForm(forms.Form):
 
     dataset_version = VersionField(
         label=gettext_lazy("Dataset"),
-        queryset=DatasetVersion.objects.none(),
         empty_label=gettext_lazy("Choose a dataset"),
         error_messages={
             "required": gettext_lazy("Choose a dataset."),
@@ -87,8 +86,6 @@ class LaunchForm(forms.Form):
     )
     base_model = BaseModelField(
         label=gettext_lazy("Base model"),
-        queryset=BaseModel.objects.none(),
-        empty_label=None,
         help_text=gettext_lazy("The base model stays frozen; only the adapter is trained."),
         error_messages={
             "required": gettext_lazy("Choose a base model."),
@@ -110,30 +107,26 @@ class LaunchForm(forms.Form):
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False)
 
     def __init__(
-        self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]
+        self,
+        data: Any = None,
+        *,
+        caller: Caller,
+        project: Project,
+        initial: dict[str, Any],
+        offer: Offer | None = None,
     ) -> None:
         super().__init__(data, initial={**defaults(), "idempotency_key": uuid.uuid4(), **initial})
+        self.offer = offer or Offer.load(caller, project)
         for name, setting in SETTINGS.items():
             if name not in self.without:
                 self.fields[name] = setting_field(setting)
-        offer_4bit(self.fields["load_in_4bit"], is_on=bool((data or self.initial).get("load_in_4bit")))
+        if not self.offer.has_4bit:
+            refuse_4bit(self.fields["load_in_4bit"], is_on=bool((data or self.initial).get("load_in_4bit")))
         self.caller, self.project = caller, project
         self.by = caller if isinstance(caller, User) else None
-        here = Q(project=None) | Q(project=project)
-        self.versions = (
-            DatasetVersion.objects.visible_to(caller)
-            .filter(project=project, job__state="succeeded")
-            .select_related("dataset", "job")
-        )
-        self.base_models = (
-            BaseModel.objects.visible_to(caller)
-            .filter(here, job__state="succeeded")
-            .select_related("job")
-            .order_by(F("project").asc(nulls_first=True), "pk")
-        )
-        self.offered = TargetModuleConfig.objects.current().visible_to(caller).filter(here)
-        self.fields["dataset_version"].queryset = self.versions  # type: ignore[attr-defined]
-        self.fields["base_model"].queryset = self.base_models  # type: ignore[attr-defined]
+        self.offered = self.offer.current_configs
+        self.fields["dataset_version"].offer(self.offer.versions)  # type: ignore[attr-defined]
+        self.fields["base_model"].offer(self.offer.base_models)  # type: ignore[attr-defined]
 
     def clean(self) -> dict[str, Any]:
         """Build the hyperparameters."""
@@ -221,10 +214,9 @@ class LaunchForm(forms.Form):
 
     def choose_data(self) -> None:
         """Preselect the first base model, which is the bundled one, and a sole dataset."""
-        self.initial.setdefault("base_model", self.base_models.values_list("pk", flat=True).first())
-        ready = list(self.versions[:2])
-        if len(ready) == 1:
-            self.initial.setdefault("dataset_version", ready[0].pk)
+        self.initial.setdefault("base_model", next((model.pk for model in self.offer.base_models), None))
+        if len(self.offer.versions) == 1:
+            self.initial.setdefault("dataset_version", self.offer.versions[0].pk)
 
     def initial_base_model(self) -> BaseModel | None:
         """Return the preselected base model, if it can be chosen."""
@@ -236,7 +228,7 @@ class LaunchForm(forms.Form):
     def draft(self) -> Self:
         """Return the prefilled form as if it had been sent, to estimate with."""
         data = {name: "" if value is None else value for name, value in self.initial.items()}
-        draft = type(self)(data, caller=self.caller, project=self.project, initial={})
+        draft = type(self)(data, caller=self.caller, project=self.project, initial={}, offer=self.offer)
         draft.full_clean()
         return draft
 
@@ -294,13 +286,12 @@ def _help(setting: Setting) -> Any:
     return format_lazy("{} {} <code>{}</code>", setting.explanation, span, setting.name)
 
 
-def offer_4bit(field: forms.Field, *, is_on: bool) -> None:
-    """Disable a 4-bit base model where no worker supports it, and say why; it can still be turned off."""
-    if not WorkerNode.objects.supporting_4bit().exists():
-        field.widget.attrs["disabled"] = not is_on
-        field.help_text = format_lazy(
-            "{} {} {}", field.help_text, gettext_lazy("Not available now:"), NO_4BIT_WORKER
-        )
+def refuse_4bit(field: forms.Field, *, is_on: bool) -> None:
+    """Disable a 4-bit base model, as no worker supports it, and say why; it can still be turned off."""
+    field.widget.attrs["disabled"] = not is_on
+    field.help_text = format_lazy(
+        "{} {} {}", field.help_text, gettext_lazy("Not available now:"), NO_4BIT_WORKER
+    )
 
 
 def defaults() -> dict[str, Any]:

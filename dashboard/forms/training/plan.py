@@ -186,7 +186,7 @@ def _with_forecast(form: TrainingRunForm, plan: RunPlan) -> RunPlan:
         return plan
     resolution, hyperparameters = plan.card.resolution, plan.hyperparameters
     start = estimate_next_start(Job.Queue.GPU, form.project)
-    smallest = find_smaller_preset(list(form.offered), plan.card.config, plan.base_model)
+    smallest = find_smaller_preset(form.offered, plan.card.config, plan.base_model)
     forecast = forecaster.forecast(resolution, hyperparameters, start.at if start else None)
     return dataclasses.replace(
         plan,

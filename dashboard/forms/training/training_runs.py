@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
-from django.db.models import Q
 from django.utils.translation import gettext_lazy
 
 from dashboard.forms.training.hyperparameters import LaunchForm, to_form
-from dashboard.models import Caller, Project, TargetModuleConfig, TrainingRun
+from dashboard.forms.training.offer import RowField
+from dashboard.models import TargetModuleConfig, TrainingRun
 from workers.contract.hyperparameters import Hyperparameters
 
 
@@ -24,10 +24,8 @@ class TrainingRunForm(LaunchForm):
             "The adapter gets this name. Leave empty to use the names of dataset and preset."
         ),
     )
-    target_module_config = forms.ModelChoiceField(
+    target_module_config = RowField(
         label=gettext_lazy("Target modules"),
-        queryset=TargetModuleConfig.objects.none(),
-        empty_label=None,
         widget=forms.RadioSelect,
         error_messages={
             "required": gettext_lazy("Choose target modules."),
@@ -35,13 +33,9 @@ class TrainingRunForm(LaunchForm):
         },
     )
 
-    def __init__(
-        self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]
-    ) -> None:
-        super().__init__(data, caller=caller, project=project, initial=initial)
-        # A cloned run may have a preset version that is no longer offered.
-        versions = TargetModuleConfig.objects.visible_to(caller).filter(Q(project=None) | Q(project=project))
-        self.fields["target_module_config"].queryset = versions  # type: ignore[attr-defined]
+    def __init__(self, data: Any = None, **options: Any) -> None:
+        super().__init__(data, **options)
+        self.fields["target_module_config"].offer(self.offer.configs)  # type: ignore[attr-defined]
 
     def chosen_configs(self) -> list[TargetModuleConfig]:
         """Return the chosen target modules, if any."""

@@ -63,7 +63,9 @@ class DeviceUsage(NamedTuple):
 def device_usage(project: Project, since: datetime) -> Iterator[DeviceUsage]:
     """Yield the attempts of the project's trainings and evaluations that run or ended after `since`."""
     ended_since = Q(job__finished_at=None) | Q(job__finished_at__gte=since)
-    return _device_usage(JobEvent.objects.filter(ended_since, job__project=project, job__queue=Job.Queue.GPU))
+    events = JobEvent.objects.filter(ended_since, job__project=project, job__queue=Job.Queue.GPU)
+    # Many jobs may wait that no worker has held yet.
+    return _device_usage(events.filter(job__attempt__gt=0))
 
 
 def used_seconds(jobs: QuerySet[Job]) -> float:

@@ -82,9 +82,11 @@ class StudyForecaster:
         arms: Sequence[ArmPlan],
         metric: str = "",
         pattern: str = "",
+        *,
+        runs: RunForecaster | None = None,
     ) -> StudyForecaster:
-        """Forecast one run of each arm. Raises TargetError."""
-        runs = RunForecaster.load(base_model, version)
+        """Forecast one run of each arm; `runs` if it is loaded already. Raises TargetError."""
+        runs = runs or RunForecaster.load(base_model, version)
         return cls(
             runs,
             tuple(arms),

@@ -47,7 +47,6 @@ def index(request: Request) -> HttpResponse:
     context = {
         "steps": checklist,
         "results": results(project),
-        "verdicts": verdicts(project),
         "attention": recent_failures(project),
         **running_work(request),
     }
@@ -55,7 +54,9 @@ def index(request: Request) -> HttpResponse:
     if checklist is None and request.user.has_role(Role.MANAGER, project.pk):
         status = BudgetStatus.for_project(project)
         # The month names the verdicts by dataset.
-        context |= month_context(project, status) | {"verdicts": []}
+        context |= month_context(project, status)
+    else:
+        context["verdicts"] = verdicts(project)
     context["budget"] = nearly_used_budget(project, request.user, status)
     return render(request, "operations/home/index.html", context)
 
@@ -82,7 +83,11 @@ def progress(request: Request) -> HttpResponse:
 def running_work(request: Request) -> dict[str, Any]:
     """Return running runs and studies, the user's waiting jobs, and their stalled queues."""
     # A study's runs are shown as that study. Running ones come first, then those that have waited longest.
-    runs = TrainingRun.objects.with_facts().filter(project=request.project, study_arm=None).active()
+    names = ("name", "outcome", "reused_from", "dataset_version__version", "dataset_version__dataset__name")
+    jobs = ("state", "kind", "step", "total_steps", "eta_seconds", "keep", "phase")
+    runs = TrainingRun.objects.select_related("job", "dataset_version__dataset", "target_module_config")
+    runs = runs.only(*names, "target_module_config__name", *(f"job__{field}" for field in jobs))
+    runs = runs.filter(project=request.project, study_arm=None).active()
     is_waiting = models.Case(models.When(job__state=State.QUEUED, then=1), default=0)
     runs = runs.order_by(is_waiting, "pk")[:ROWS]
     studies = Study.objects.with_facts().filter(project=request.project).unfinished()[:ROWS]
@@ -118,7 +123,7 @@ def nearly_used_budget(
     project: Project, reader: User, status: BudgetStatus | None = None
 ) -> dict[str, Any] | None:
     """Return the compute budget of the month if little of it is left, and who can raise it."""
-    if ComputeBudget.objects.hours_of(project) is None:
+    if status is None and ComputeBudget.objects.hours_of(project) is None:
         return None
     status = status or BudgetStatus.for_project(project)
     return {"status": status, "who": budget_raise_hint(project, reader)} if status.is_nearly_used else None
@@ -144,14 +149,16 @@ def results(project: Project) -> list[dict[str, Any]]:
     """Return the newest adapters outside of studies, with the scores of base model and adapter."""
     # The state is asked below: databases would start from all jobs that have succeeded.
     scored = models.Prefetch("run__evaluations", Evaluation.objects.with_jobs())
-    adapters = Adapter.objects.with_facts().filter(project=project, run__study_arm=None)
+    adapters = Adapter.objects.select_related("run").filter(project=project, run__study_arm=None)
+    adapters = adapters.only("name", "version", "size_bytes", "created_at", "run__name")
     adapters = adapters.prefetch_related(scored)[:ROWS]
     return [{"adapter": adapter, **scores(list(adapter.run.evaluations.all()))} for adapter in adapters]
 
 
 def verdicts(project: Project) -> list[dict[str, Any]]:
     """Return the newest finished studies with their verdict sentences."""
-    ended = Study.objects.filter(project=project).exclude(finished_at=None).order_by("-finished_at")[:ROWS]
+    ended = Study.objects.filter(project=project).exclude(finished_at=None).order_by("-finished_at")
+    ended = ended.only("name", "finished_at", "stored_summary")[:ROWS]
     return [{"study": study, "sentence": study.summary["verdict"]} for study in ended]
 
 

@@ -125,7 +125,7 @@ def choose_defaults(form: StudyForm) -> None:
     """Preselect the bundled model, a sole dataset, and every preset that resolves on the model."""
     form.choose_data()
     base_model = form.initial_base_model()
-    cards = preset_cards(list(form.offered), base_model) if base_model else []
+    cards = preset_cards(form.offered, base_model) if base_model else []
     refused = {card.config.pk for card in cards if card.resolution.refusal}
     also = form.initial.pop("also", None)
     ticked = [
@@ -138,7 +138,7 @@ def choose_defaults(form: StudyForm) -> None:
 
 def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
     """Return the context of the form's page: fields from `form`, numbers from `draft`."""
-    rates = {model.pk: suggested_rates(model.parameters) for model in form.base_models}
+    rates = {model.pk: suggested_rates(model.parameters) for model in form.offer.base_models}
     return {
         "form": form,
         "study_plan": plan_study(draft),

@@ -15,9 +15,9 @@ from dashboard.forms.training.plan import cards_with_forecast, plan_run
 from dashboard.forms.training.retry import changes, overrides
 from dashboard.forms.training.training_runs import TrainingRunForm, initial_from
 from dashboard.gate import Request
-from dashboard.models import Calibration, Dataset, Role, TargetModuleConfig, TrainingRun
+from dashboard.models import Calibration, Dataset, Role, TrainingRun
 from dashboard.models.accounts.project import parse_id
-from dashboard.models.studies.results.evidence import outcomes_by_config, preference
+from dashboard.models.studies.results.evidence import Preference, outcomes_by_config, preference
 from dashboard.views.training.launch import launched_once
 from workers.contract.errors import SpecError, TargetError
 from workers.target_modules.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
@@ -33,15 +33,16 @@ def create(request: Request) -> HttpResponse:
     if request.method == "POST":
         form = TrainingRunForm(request.POST, caller=request.user, project=request.project, initial={})
         if "again" not in request.POST and (equal_run := finished_equal(request, form)):
-            context = {**form_context(form, form), "equal_run": equal_run}
+            context = {**form_context(form, form, preference_of(form)), "equal_run": equal_run}
             return render(request, "training/create.html", context, status=409)
         run = launched_once(form, TrainingRun.objects.launched_with, partial(launch, request, form))
         if run is not None:
             return redirect(run)
-        return render(request, "training/create.html", form_context(form, form), status=422)
+        context = form_context(form, form, preference_of(form))
+        return render(request, "training/create.html", context, status=422)
     form = TrainingRunForm(caller=request.user, project=request.project, initial=prefilled(request))
-    choose_defaults(form)
-    context = {**form_context(form, form.draft()), **changed_context(request)}
+    preferred = choose_defaults(form)
+    context = {**form_context(form, form.draft(), preferred), **changed_context(request)}
     return render(request, "training/create.html", context)
 
 
@@ -50,7 +51,7 @@ def presets(request: Request) -> HttpResponse:
     """Render the preset cards for the base model and rank in the form."""
     form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
-    return render(request, "training/_presets.html", plan_context(form))
+    return render(request, "training/_presets.html", plan_context(form, preference_of(form)))
 
 
 @require_GET
@@ -123,24 +124,36 @@ def changed_context(request: Request) -> dict[str, Any]:
     return {"source": source, "changes": changed} | ({"expert_open": True} if changed else {})
 
 
-def choose_defaults(form: TrainingRunForm) -> None:
-    """Preselect the bundled model, the preset that studies or the product recommend, and a sole dataset."""
+def choose_defaults(form: TrainingRunForm) -> Preference | None:
+    """Preselect the bundled model, the preset that studies or the product recommend, and a sole dataset.
+
+    Return what studies recommend.
+    """
     form.choose_data()
-    recommended = TargetModuleConfig.objects.filter(project=None, slug=RECOMMENDED)
-    usual = recommended.values_list("pk", flat=True).first()
+    offered = {config.pk: config for config in form.offered}
+    usual = next((pk for pk, config in offered.items() if config.slug == RECOMMENDED), None)
     preferred = preference(form.project, form.initial["base_model"])
-    if preferred and any(config.pk == preferred.config_id for config in form.offered):
+    if preferred and preferred.config_id in offered:
         usual = preferred.config_id
     form.initial.setdefault("target_module_config", usual)
+    return preferred
 
 
-def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any]:
+def preference_of(form: TrainingRunForm) -> Preference | None:
+    """Return what studies recommend on the base model of a form whose fields have been cleaned."""
+    base_model = form.cleaned_data.get("base_model")
+    return preference(form.project, base_model.pk) if base_model else None
+
+
+def form_context(
+    form: TrainingRunForm, draft: TrainingRunForm, preferred: Preference | None
+) -> dict[str, Any]:
     """Return the context of the form's page: fields from `form`, forecast from `draft`."""
-    return {"form": form, "suggestions": {"defaults": defaults()}, **plan_context(draft)}
+    return {"form": form, "suggestions": {"defaults": defaults()}, **plan_context(draft, preferred)}
 
 
-def plan_context(form: TrainingRunForm) -> dict[str, Any]:
-    """Return the context of both live regions."""
+def plan_context(form: TrainingRunForm, preferred: Preference | None) -> dict[str, Any]:
+    """Return the context of both live regions. `preferred`: what studies recommend."""
     plan = plan_run(form)
     cards = cards_with_forecast(form, plan)
     if plan.base_model and cards:
@@ -153,7 +166,7 @@ def plan_context(form: TrainingRunForm) -> dict[str, Any]:
     return {
         "plan": plan,
         "cards": cards,
-        "preferred": preference(form.project, plan.base_model.pk) if plan.base_model else None,
+        "preferred": preferred,
         "rank": plan.hyperparameters.r,
         "recommended_label": RECOMMENDED_LABEL,
         "recommended_why": RECOMMENDED_WHY,

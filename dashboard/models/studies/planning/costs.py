@@ -18,7 +18,7 @@ from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.queue_forecast import StartEstimate, estimate_next_start
 from dashboard.models.studies.forecast import PlanForecast, StudyForecaster
 from dashboard.models.studies.plan import MOST_TEST_ROWS, ArmPlan
-from dashboard.models.training.forecast import Forecast
+from dashboard.models.training.forecast import Forecast, RunForecaster
 from workers.contract.hyperparameters import Hyperparameters
 from workers.statistics.looks import look_sizes
 
@@ -114,9 +114,10 @@ def plan_costs(
     max_hours: float | None = None,
     metric: str = "",
     pattern: str = "",
+    runs: RunForecaster | None = None,
 ) -> Costs:
     """Return time, disk and parameters: the arms of a seed train in one job, one seed after the other."""
-    forecaster = StudyForecaster.load(base_model, version, arms, metric, pattern)
+    forecaster = StudyForecaster.load(base_model, version, arms, metric, pattern, runs=runs)
     plan = forecaster.plan(seeds=seeds, rates=rates, test_rows=test_rows)
     first = look_sizes(seeds)[0]
     within = (
