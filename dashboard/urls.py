@@ -142,6 +142,8 @@ urlpatterns = [
     path("shared/<str:secret>/", share_links.open, name="share-link-open"),
     # Compare
     path("compare/", compare.index, name="compare"),
+    path("compare/curves/", compare.loss_curves, name="compare-curves"),
+    path("compare/runs/", compare.offered, name="compare-runs"),
     path("compare/compare.csv", compare.export, name="compare-csv"),
     path("compare/compare.json", compare.numbers, name="compare-json"),
     path("views/new/", saved_views.create, name="saved-view-create"),

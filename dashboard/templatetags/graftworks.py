@@ -1,4 +1,4 @@
-"""Template tags and filters: navigation, tables, states, numbers, times and form controls.
+"""Template tags and filters: navigation, tables, states, numbers and times.
 
 They read no rows: every value is passed in.
 """
@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
 from django import template
-from django.forms import BoundField
-from django.forms.boundfield import BoundWidget
-from django.forms.widgets import CheckboxInput, CheckboxSelectMultiple, FileInput, RadioSelect, Select
 from django.template.loader_tags import BLOCK_CONTEXT_KEY
 from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import formats, timezone
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
+from django.utils.html import conditional_escape, format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
@@ -240,6 +238,19 @@ def number(value: float | str | None) -> str:
 
 
 @register.filter
+def number_cells(values: Iterable[float | None]) -> SafeString:
+    """Return numbers as cells of a table; a table of many runs has hundreds, which are slow in a template."""
+    return mark_safe("".join(f'<td class="num">{number(value)}</td>' for value in values))  # noqa: S308
+
+
+@register.simple_tag
+def value_cells(values: Iterable[Any], *, strong: bool = False) -> SafeString:
+    """Return values as cells of a table, in bold if they differ."""
+    start, end = ("<td><strong>", "</strong></td>") if strong else ("<td>", "</td>")
+    return mark_safe("".join(f"{start}{conditional_escape(value)}{end}" for value in values))  # noqa: S308
+
+
+@register.filter
 def percent(share: float | str | None) -> str:
     """Format a share between 0 and 1 as a percentage: 0.2054 -> 20.5 %, 0.0021 -> 0.21 %."""
     if share is None or isinstance(share, str):
@@ -364,34 +375,3 @@ def relative(distance: timedelta) -> str:
     count = max(1, round(seconds / size))
     words = ngettext(one, many, count) % {"count": count}
     return _("in %(time)s") % {"time": words} if ahead else _("%(time)s ago") % {"time": words}
-
-
-@register.filter
-def control_kind(field: BoundField) -> str:
-    """Return the layout of a form field: check, choices, select, file or input."""
-    widget = field.field.widget
-    for kind, classes in (
-        ("check", CheckboxInput),
-        ("choices", (RadioSelect, CheckboxSelectMultiple)),
-        ("select", Select),
-        ("file", FileInput),
-    ):
-        if isinstance(widget, classes):  # type: ignore[arg-type]
-            return kind
-    return "input"
-
-
-@register.filter
-def control(field: BoundField) -> SafeString:
-    """Render the field's widget with its CSS classes."""
-    css = {"check": "form-check-input", "select": "form-select"}.get(control_kind(field), "form-control")
-    own = field.field.widget.attrs.get("class", "")
-    wrong = "is-invalid" if field.errors else ""
-    return field.as_widget(attrs={"class": " ".join(part for part in (css, own, wrong) if part)})
-
-
-@register.filter
-def option_control(option: BoundWidget) -> SafeString:
-    """Render one radio button or check box of a group."""
-    option.data["attrs"]["class"] = "form-check-input"
-    return option.tag()

@@ -47,6 +47,7 @@ def addresses() -> Iterable[tuple[str, str, int]]:
         ("run, metrics.csv", f"/runs/{ended[0]}/metrics.csv", PAGE),
         ("compare 2", f"/compare/?runs={ended[0]},{ended[1]}", PAGE),
         ("compare 20", f"/compare/?runs={twenty}", COMPARISON),
+        ("compare 20, curves", f"/compare/curves/?runs={twenty}", PAGE),
         ("compare.csv of 20", f"/compare/compare.csv?runs={twenty}", COMPARISON),
         ("compare.json of 20", f"/compare/compare.json?runs={twenty}", COMPARISON),
         ("studies", "/studies/", PAGE),

@@ -43,8 +43,8 @@ RULES = {
     "?+++++-": """
         GET adapter-serve home-progress team-index dataset-index base-model-index target-module-config-index
         GET training-run-presets training-run-forecast training-run-index training-run-csv study-index
-        GET study-arms study-plan compare compare-csv adapter-index adapter-csv compute-budget-index
-        GET token-index token-create playground prompt-set-index
+        GET study-arms study-plan compare compare-csv compare-runs adapter-index adapter-csv
+        GET compute-budget-index token-index token-create playground prompt-set-index
         POST token-create playground-start playground-answer training-run-selection
     """,
     # Editors, in the project that they have open.
@@ -115,7 +115,7 @@ RULES = {
     """,
     # No comparison without runs in the query, no vote without blind answers; their own tests cover them.
     "?00000-": """
-        GET compare-json
+        GET compare-json compare-curves
         POST playground-vote
     """,
     # API: tokens of the object's project.

@@ -84,7 +84,7 @@ NOT_HERE = {
     *("home-progress", "dataset-progress", "base-model-progress", "queue-board", "project-open"),
     *("training-run-presets", "training-run-forecast", "training-run-progress", "training-run-samples"),
     *("training-run-log", "training-run-stream", "training-run-metrics", "training-run-metrics-csv"),
-    *("compare-json", "saved-view-create", "saved-view-delete"),
+    *("compare-json", "compare-curves", "compare-runs", "saved-view-create", "saved-view-delete"),
     *("dataset-report", "compare-csv", "adapter-download", "adapter-stage", "training-run-resume"),
     *("adapter-exports", "adapter-export", "adapter-push", "export-download", "export-delete"),
     *("dataset-sample", "dataset-import-again", "base-model-inspect", "queue-cancel"),

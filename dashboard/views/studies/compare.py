@@ -20,9 +20,10 @@ from dashboard.models.accounts.project import parse_id
 from dashboard.models.catalog.metrics import METRICS
 from dashboard.models.evaluations import forgetting
 from dashboard.models.evaluations.answers import ORDERS, AnswerQuery, answer_page, answer_pairs
-from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy
+from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy, arms_of
 from dashboard.models.studies.results.export import CsvRow, comparison_dict, comparison_rows, run_rows
 from dashboard.models.studies.results.limits import warnings
+from dashboard.models.training.training_run import TrainingRunQuerySet
 from dashboard.presenters.comparison_tables import (
     exact_matches,
     loss_table,
@@ -50,39 +51,60 @@ PARAMETERS = ("runs", "metric", "reference", "cost", "show", "x", "arm", "beside
 def index(request: Request) -> HttpResponse:
     """Show the runs of ?runs=1,2,3 (or repeated), or a list of runs; every choice is in the address."""
     runs = chosen(request)
-    offered = TrainingRun.objects.visible_to(request.user).filter(project=request.project)
-    offered = offered.select_related("job", "target_module_config", "dataset_version__dataset")
-    offered = offered.defer("spec", "forecast", "measured", "job__spec", "dataset_version__report")
     views = SavedView.objects.filter(project=request.project, page=SavedView.Page.COMPARE)
     context = {
         "runs": runs,
-        "offered": offered.order_by("-pk")[: OTHERS_OFFERED if runs else RUNS_OFFERED],
-        "chosen": [run.pk for run in runs],
         "query": ",".join(str(run.pk) for run in runs),
         "saved_views": views,
         "address": address_of(request),
         "only": request.GET.get("show") == "differences",
         "may_edit": request.user.has_role(Role.EDITOR, request.project.pk),
+        # Beside a comparison they are fetched when the list is opened.
+        **(measured_context(request, runs) if runs else offered_context(request, [], RUNS_OFFERED)),
     }
-    if runs:
-        context |= measured_context(request, runs)
     return render(request, "studies/compare/index.html", context)
+
+
+@require_GET
+def offered(request: Request) -> HttpResponse:
+    """Show the runs to choose from beside a comparison."""
+    keys = [run.pk for run in chosen(request, TrainingRun.objects.only("pk"))]
+    context = offered_context(request, keys, OTHERS_OFFERED)
+    return render(request, "studies/compare/_offered.html", context)
+
+
+def offered_context(request: Request, keys: list[int], limit: int) -> dict[str, Any]:
+    """Return the newest runs of the project, and which of them are chosen."""
+    runs = TrainingRun.objects.visible_to(request.user).filter(project=request.project)
+    runs = runs.select_related("job", "target_module_config", "dataset_version__dataset")
+    runs = runs.defer("spec", "forecast", "measured", "job__spec", "dataset_version__report")
+    return {"offered": runs.order_by("-pk")[:limit], "chosen": keys}
+
+
+@require_GET
+def loss_curves(request: Request) -> HttpResponse:
+    """Show the curves of the chosen runs, which the page fetches when a reader comes to them."""
+    runs = chosen(request, TrainingRun.objects.select_related("target_module_config"))
+    if not runs:
+        raise Http404
+    across = request.GET.get("x", "")
+    across = across if across in X_AXES else next(iter(X_AXES))
+    arms = arms_of(runs)
+    shown = []
+    for name in curves.CURVES:
+        curve = curves.comparison(runs, name)
+        table = {"rows": curve.pop("table"), "labels": [series["label"] for series in curve["series"]]}
+        curve["series"] = scaled(by_arm(curve["series"], arms), runs, across)
+        shown += [(name, curve, table)] if table["rows"] else []
+    context = {"curves": shown, "across": across, "across_label": X_AXES[across], "acrosses": X_AXES}
+    return render(request, "studies/compare/_curves.html", context)
 
 
 def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any]:
     """Return everything that the page shows of chosen runs."""
     study = study_of(request, runs)
     settings, only = settings_table(runs), request.GET.get("show") == "differences"
-    across = request.GET.get("x", "")
-    across = across if across in X_AXES else next(iter(X_AXES))
-    compared = {name: curves.comparison(runs, name) for name in curves.CURVES}
-    tables: dict[str, Any] = {}
-    for name, curve in compared.items():
-        tables[name] = {
-            "rows": curve.pop("table"),
-            "labels": [series["label"] for series in curve["series"]],
-        }
-        curve["series"] = scaled(by_arm(curve["series"], study), runs, across)
+    losses = loss_table(runs)
     context = {
         "study": study,
         "try_url": try_url(run.adapter for run in runs if hasattr(run, "adapter")),
@@ -90,12 +112,9 @@ def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any
         "settings": [row for row in settings if row["differs"] or not only],
         "same": sum(not row["differs"] for row in settings),
         "scores": score_table(runs),
-        "losses": loss_table(runs),
+        "losses": losses,
         "preferences": preference_table(runs),
-        "curves": [(name, curve, tables[name]) for name, curve in compared.items() if tables[name]["rows"]],
-        "across": across,
-        "across_label": X_AXES[across],
-        "acrosses": X_AXES,
+        "has_curves": any(one["train"] or one["validation"] for one in losses),
     }
     return context | verdict_context(request, study, runs) | items_context(request, study)
 
@@ -157,10 +176,10 @@ def choose(keys: Sequence[str], wanted: str) -> str:
     return wanted if wanted in keys else next(iter(keys), "")
 
 
-def by_arm(series: list[dict[str, Any]], study: UnsavedStudy) -> list[dict[str, Any]]:
+def by_arm(series: list[dict[str, Any]], all_arms: list[ChosenArm]) -> list[dict[str, Any]]:
     """Give the seeds of an arm one colour, and the first of them the arm's name."""
-    looks = curves.colours(arm.first.pk for arm in study.arm_list)
-    arms: dict[int, ChosenArm] = {run.pk: arm for arm in study.arm_list for run in [*arm.runs, *arm.repeats]}
+    looks = curves.colours(arm.first.pk for arm in all_arms)
+    arms: dict[int, ChosenArm] = {run.pk: arm for arm in all_arms for run in [*arm.runs, *arm.repeats]}
     named: set[int] = set()
     found = []
     for one in series:
@@ -244,14 +263,18 @@ def numbers(request: Request) -> HttpResponse:
     return json_file("compare.json", comparison_dict(study))
 
 
-def chosen(request: Request) -> list[TrainingRun]:
-    """Return the requested runs in their order; 404 if the user may not see one of them."""
+def chosen(request: Request, runs: TrainingRunQuerySet | None = None) -> list[TrainingRun]:
+    """Return the requested runs in their order; 404 if the user may not see one of them.
+
+    `runs`: how to read them; by default with everything that a comparison shows.
+    """
     parts = [part.strip() for text in request.GET.getlist("runs") for part in text.split(",")]
     ids = dict.fromkeys(parse_id(part) for part in parts if part)
     wanted = [pk for pk in ids if pk is not None]
-    runs = TrainingRun.objects.with_facts().with_scores().visible_to(request.user)
-    runs = runs.select_related("study_arm")
-    found = {run.pk: run for run in runs.filter(pk__in=wanted)}
+    if runs is None:
+        runs = TrainingRun.objects.with_facts().with_scores().select_related("study_arm")
+        runs = runs.defer("base_model__census", "job__spec")
+    found = {run.pk: run for run in runs.visible_to(request.user).filter(pk__in=wanted)}
     if len(found) < len(ids):
         raise Http404
     return [found[pk] for pk in wanted]

@@ -24,13 +24,13 @@ def pair(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) ->
     return [publish(run) for run in runs]
 
 
-def address(*runs: TrainingRun, more: str = "") -> str:
-    return f"{reverse('compare')}?runs={','.join(str(run.pk) for run in runs)}{more}"
+def address(*runs: TrainingRun, more: str = "", route: str = "compare") -> str:
+    return f"{reverse(route)}?runs={','.join(str(run.pk) for run in runs)}{more}"
 
 
-def page(client: Client, user: User, *runs: TrainingRun, more: str = "") -> str:
+def page(client: Client, user: User, *runs: TrainingRun, **options: str) -> str:
     client.force_login(user)
-    response = client.get(address(*runs, more=more))
+    response = client.get(address(*runs, **options))
     assert response.status_code == 200
     return response.content.decode()
 
@@ -45,16 +45,34 @@ def curves(text: str, number: int) -> list[dict[str, object]]:
     return list(json.loads(data[1])["series"])
 
 
+def curves_page(client: Client, user: User, *runs: TrainingRun) -> str:
+    return page(client, user, *runs, route="compare-curves")
+
+
 def test_curves_have_labels_and_colours(client: Client, vera: User, pair: list[Adapter]) -> None:
-    calm, bold = curves(page(client, vera, *runs_of(pair)), 1)
+    calm, bold = curves(curves_page(client, vera, *runs_of(pair)), 1)
     first, second = runs_of(pair)
     assert (calm["label"], bold["label"]) == (f"Calm #{first.pk}", f"Bold #{second.pk}")
     assert calm["points"] == [[step, pytest.approx(3.0 / step)] for step in range(1, 11)]
     assert (calm["colour"], calm["dash"]) != (bold["colour"], bold["dash"])
 
 
+def test_other_runs_are_fetched_when_the_list_is_opened(
+    client: Client, vera: User, otto: User, pair: list[Adapter]
+) -> None:
+    first, second = runs_of(pair)
+    ticked = rf'value="{first.pk}"\s+checked'
+    assert not re.search(ticked, page(client, vera, first))
+    listed = page(client, vera, first, route="compare-runs")
+    assert re.search(ticked, listed)
+    assert f'value="{second.pk}"' in listed
+    client.force_login(otto)
+    for route in ("compare-runs", "compare-curves"):
+        assert client.get(address(first, route=route)).status_code == 404
+
+
 def test_every_chart_has_a_table(client: Client, vera: User, pair: list[Adapter]) -> None:
-    text = page(client, vera, *runs_of(pair))
+    text = curves_page(client, vera, *runs_of(pair))
     assert text.count("Show as table") == text.count('class="chart"') == 2
     assert re.search(r'<th scope="row" class="num">5</th>\s*<td class="num">1.25</td>', text)
 
@@ -95,13 +113,13 @@ def test_runs_of_one_name_have_different_labels(
 ) -> None:
     name = "Routing of incoming messages by team"
     runs = [publish(make_run(project, dataset, base_model, by=ed, name=name)).run for _time in range(2)]
-    labels = [one["label"] for one in curves(page(client, vera, *runs), 1)]
+    labels = [one["label"] for one in curves(curves_page(client, vera, *runs), 1)]
     assert labels == [f"Routing of inco… #{run.pk}" for run in runs]
 
 
 def test_non_finite_loss_is_a_gap(client: Client, vera: User, run: TrainingRun) -> None:
     MetricSeries.objects.append(run, "train/loss", [(1, 2.0), (2, float("nan"))])
-    assert curves(page(client, vera, run), 1)[0]["points"] == [[1, 2.0], [2, None]]
+    assert curves(curves_page(client, vera, run), 1)[0]["points"] == [[1, 2.0], [2, None]]
 
 
 def test_page_without_query_lists_runs(client: Client, vera: User, run: TrainingRun) -> None:

@@ -46,7 +46,7 @@ def rows_shown(text: str) -> list[int]:
 def test_page_shows_verdict_figures_and_rows(client: Client, vera: User, runs: list[TrainingRun]) -> None:
     text = page(client, vera, runs)
     order = ["is better than Low", 'id="plot-intervals"', 'id="plot-pareto"', "Differences to Low"]
-    order += ['id="settings"', 'id="chart-1"', "Row by row"]
+    order += ['id="settings"', 'id="curve-1"', "Row by row"]
     places = [text.index(words) for words in order]
     assert places == sorted(places)
     assert "ChosenArm" not in text
