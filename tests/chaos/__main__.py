@@ -50,6 +50,7 @@ def parse_options() -> argparse.Namespace:
         default=os.environ.get("TEST_DATABASE_URL"),
         help="an empty PostgreSQL database, as `python -m tests.servers` makes one; default: SQLite",
     )
+    parser.add_argument("--model", type=Path, help="the bundled base model; default: a tiny one is built")
     parser.add_argument("--keep", action="store_true", help="keep the data folder and print its path")
     options = parser.parse_args()
     if (options.outages or options.silences) and not options.database_url:
@@ -63,8 +64,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = Path(tempfile.mkdtemp(prefix="graftworks-chaos-", dir="/tmp"))
     try:
-        os.environ.update(environment(folder, options.database_url, options.nodes))
-        build_tiny_model(folder / "tiny")
+        model = options.model or folder / "tiny"
+        os.environ.update(environment(folder, model, options.database_url, options.nodes))
+        if not options.model:
+            build_tiny_model(model)
         import django
 
         django.setup()
@@ -81,7 +84,7 @@ def main() -> int:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def environment(folder: Path, database_url: str | None, nodes: int) -> dict[str, str]:
+def environment(folder: Path, model: Path, database_url: str | None, nodes: int) -> dict[str, str]:
     """Return the settings of the installation and of this process. Each device makes a training node."""
     from tests.servers import free_port
 
@@ -92,7 +95,7 @@ def environment(folder: Path, database_url: str | None, nodes: int) -> dict[str,
         "HOME": str(folder),
         "PORT": str(free_port()),
         "DATA_DIR": str(folder / "data"),
-        "BUNDLED_MODEL_DIR": str(folder / "tiny"),
+        "BUNDLED_MODEL_DIR": str(model),
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(nodes))),
         "OMP_NUM_THREADS": "1",
         "ENGINE_THREADS": "1",

@@ -18,10 +18,11 @@ SEED = "382786"
 
 
 @pytest.mark.slow
-def test_short_storm_violates_no_invariant(measured: Callable[[str], None]) -> None:
+def test_short_storm_violates_no_invariant(tiny_folder: Path, measured: Callable[[str], None]) -> None:
     """Use PostgreSQL and Debian's broker where they are installed: the other tests use SQLite."""
     wrapper = [] if servers.find_missing_program() else [sys.executable, "-m", "tests.servers"]
     command = [*wrapper, sys.executable, "-m", "tests.chaos", *SHORT, "--seed", SEED]
+    command += ["--model", str(tiny_folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     # Without the progress lines.
     measured(done.stdout.partition("\n\n")[2].strip())
