@@ -71,7 +71,7 @@ def test_a_model_that_is_no_language_model_is_refused() -> None:
 @pytest.mark.parametrize("slug", PRESETS)
 def test_the_forecast_equals_the_saved_file(family: str, slug: str, tmp_path: Path) -> None:
     config = AutoConfig.for_model(family, **FAMILIES[family].sizes)
-    resolution = resolve(PRESETS[slug].roles, census.count(config, has_chat_template=False))
+    resolution = resolve(PRESETS[slug].roles, census.listed(build(config)))
     lora = peft.LoraConfig(r=4, **resolution.arguments(4, 4).to_dict(), task_type="CAUSAL_LM")
     model = peft.get_peft_model(AutoModelForCausalLM.from_config(config), lora)
     model.save_pretrained(tmp_path)

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -327,9 +328,9 @@ def import_upload(upload: Upload, model: str, scratch: Path, loaded: int) -> dic
 
 
 def main(arguments: list[str]) -> int:
-    """Import all uploads with the tokenizer in the first folder, and print each result."""
-    loaded = load_libraries()
-    for item in corpus():
+    """Import every n-th upload with the tokenizer in the first folder, and print each result."""
+    loaded, every = load_libraries(), int(arguments[2])
+    for item in islice(corpus(), 0, None, every):
         print(json.dumps(import_upload(item, arguments[0], Path(arguments[1]), loaded)), flush=True)
     return 0
 

@@ -27,6 +27,7 @@ from tests.conftest import make_run
 
 CLEAN = """
 import pathlib, sys, numpy, torch
+sys.modules["bitsandbytes"] = None  # PEFT would import it, for seconds
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 base_folder, adapter_folder, published, project, target = sys.argv[1:]

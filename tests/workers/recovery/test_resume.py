@@ -28,13 +28,18 @@ from workers.supervision import engine_process, supervisor
 from workers.supervision.recorders import TrainRecorder
 from workers.tasks import attempt
 
-STEPS = 200
+STEPS = 100
 CONTINUES = "Continues from step "
 
 
 @pytest.fixture
-def run(real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User) -> TrainingRun:
-    return make_run(project, real_dataset, real_base, by=ed, max_steps=STEPS, lora_dropout=0.1)
+def steps() -> int:
+    return STEPS
+
+
+@pytest.fixture
+def run(real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User, steps: int) -> TrainingRun:
+    return make_run(project, real_dataset, real_base, by=ed, max_steps=steps, lora_dropout=0.1)
 
 
 def kill_after(job: Job, is_time: Callable[[], bool]) -> None:
@@ -103,8 +108,9 @@ def test_unstored_metrics_are_reported_again(run: TrainingRun, monkeypatch: pyte
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("steps", [200])
 def test_drained_training_continues_at_its_last_step(
-    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+    run: TrainingRun, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)  # this run is over within a few seconds
     job = claim("gpu")
@@ -114,7 +120,7 @@ def test_drained_training_continues_at_its_last_step(
     reached = max(curve(run))
     attempt(claim_again(job), lambda: False)
     assert begins(job) == [reached]
-    assert list(curve(run)) == list(range(1, STEPS + 1))
+    assert list(curve(run)) == list(range(1, steps + 1))
 
 
 @pytest.mark.django_db(transaction=True)

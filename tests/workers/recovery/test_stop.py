@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 
 from dashboard.models import (
     Adapter,
@@ -19,15 +23,16 @@ from dashboard.models import (
 )
 from dashboard.models.training.resume import resume
 from tests.conftest import make_run
-from tests.workers.conftest import claim, run_until
+from tests.workers.conftest import claim, kill_engine, run_until
+from tests.workers.programs import wait_until
 from tests.workers.recovery.test_resume import begins, checkpoints_of, claim_again, curve, kill_after
 from workers.supervision import supervisor
 from workers.supervision.engine_process import EngineProcess
 from workers.tasks import attempt
 
 pytestmark = pytest.mark.slow
-# Long enough to be stopped on a fast machine.
-STEPS = 400
+# A checkpoint follows each tenth of them.
+STEPS = 120
 
 
 @pytest.fixture
@@ -40,13 +45,23 @@ def frequent_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)  # this run is over within a few seconds
 
 
+@contextlib.contextmanager
+def paused_engine(job: Job) -> Iterator[Job]:
+    """Let the engine stand still until it has been sent a stop: it must not end before it."""
+    kill_engine(job, signal.SIGSTOP)
+    yield Job.objects.get(pk=job.pk)
+    wait_until(lambda: "--- stop requested" in job.log_tail(), "the stop is passed on")
+    kill_engine(job, signal.SIGCONT)
+
+
 def stopped(job: Job, by: User, keep: str) -> Job:
     """Stop the job after its second checkpoint."""
-    return run_until(
-        job,
-        lambda: len(checkpoints_of(job)) >= 2,
-        lambda: Job.objects.get(pk=job.pk).request_cancel(by, keep),
-    )
+
+    def stop() -> None:
+        with paused_engine(job) as row:
+            row.request_cancel(by, keep)
+
+    return run_until(job, lambda: len(checkpoints_of(job)) >= 2, stop)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -134,9 +149,9 @@ def test_cancel_overrides_a_stop_with_adapter(run: TrainingRun, ed: User) -> Non
     job = claim("gpu")
 
     def change_of_mind() -> None:
-        row = Job.objects.get(pk=job.pk)
-        row.request_cancel(ed, "adapter")
-        row.request_cancel(ed)
+        with paused_engine(job) as row:
+            row.request_cancel(ed, "adapter")
+            row.request_cancel(ed)
 
     ended = run_until(job, lambda: len(checkpoints_of(job)) >= 2, change_of_mind)
     assert ended.state == State.CANCELLED
@@ -172,11 +187,14 @@ def test_resume_continues_only_unfinished_arms(run: TrainingRun, ed: User) -> No
     second.save()
     Job.objects.filter(pk=job.pk).update(spec={"specs": [run.spec, short]})
     job.refresh_from_db()
-    parked = run_until(
-        job,
-        lambda: Adapter.objects.filter(run=second).exists(),
-        lambda: Job.objects.get(pk=job.pk).request_cancel(ed, "checkpoint"),
-    )
+
+    def stop() -> None:
+        with paused_engine(job) as row:
+            wait_until(Adapter.objects.filter(run=second).exists, "the short arm's adapter")
+            row.request_cancel(ed, "checkpoint")
+
+    saved = Path(settings.DATA_DIR) / "work" / f"job-{job.pk}-{job.attempt}" / "arm-1" / "adapter"
+    parked = run_until(job, lambda: saved.exists() or Adapter.objects.filter(run=second).exists(), stop)
     assert [arm.state for arm in parked.training_runs.order_by("pk")] == ["cancelled", "succeeded"]
     Job.objects.filter(kind="evaluate").delete()
     resume(parked, ed)

@@ -45,7 +45,6 @@ def test_upload_becomes_an_immutable_version(
         version.import_again(ed)
 
 
-@pytest.mark.usefixtures("unforked_engines")
 def test_base_model_gets_a_census(project: Project, tiny_folder: Path, work_off: WorkOff) -> None:
     shutil.copytree(tiny_folder, Path(settings.DATA_DIR) / "models" / "tiny", dirs_exist_ok=True)
     base = BaseModel.objects.create(
