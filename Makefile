@@ -66,6 +66,9 @@ bench:
 	@$(VENV) -m tests.bench
 	@$(VENV) -m tests.bench.serving
 	@$(VENV) -m tests.bench.pages
+	@$(VENV) -m tests.bench.idle
+	@$(VENV) -m tests.bench.load
+	@$(VENV) -m tests.servers $(VENV) -m tests.bench.load
 
 check: export SECRET_KEY = $(shell $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(64))')
 check: export PUBLIC_URL = https://graftworks.example.org
