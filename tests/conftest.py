@@ -14,16 +14,21 @@ import django
 import pytest
 from django.conf import settings
 from django.contrib.auth.hashers import make_password
+from django.core.management.commands import flush
 from django.db import connection, models
 from django.db.models.functions import Now
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 import tests.environment  # noqa: F401 - before Django reads its settings
+from dashboard.apps import ensure_builtin_rows
 
 django.setup()
 # WhiteNoise would list all static files anew for each of thousands of test clients.
 settings.WHITENOISE_AUTOREFRESH = True
+# After a test with transactions, restore the built-in rows alone: permissions and content types, which no
+# test reads, would take 60 ms each time.
+flush.emit_post_migrate_signal = lambda *_arguments: ensure_builtin_rows()
 # Hashing is slow on purpose.
 settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *settings.PASSWORD_HASHERS]
 # A busy machine takes longer than hypothesis allows an example: that is no finding.
