@@ -94,8 +94,10 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         """Return the orders of several queues in three queries. `also` is added to each without a row."""
         rows = self.waiting(*queues) if with_4bit else self.waiting(*queues).filter(needs_4bit=False)
         waiting: dict[str, list[WaitingJob]] = {queue: [also] if also else [] for queue in queues}
-        for queue, *facts in rows.values_list("queue", "pk", "priority", "project", "kind"):
-            waiting[queue].append(WaitingJob(*facts))
+        for queue, pk, priority, project, kind in rows.values_list(
+            "queue", "pk", "priority", "project", "kind"
+        ):
+            waiting[queue].append(WaitingJob(pk, priority, project, kind))
         if not any(waiting.values()):
             return {queue: iter(()) for queue in queues}
         running: dict[str, list[int | None]] = {queue: [] for queue in queues}
