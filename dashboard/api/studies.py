@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any, Literal, cast
 
+from django.db.models import TextField
+from django.db.models.functions import Cast
 from django.utils.translation import gettext as _
 from ninja import Router, Schema, Status
 from ninja.pagination import paginate
@@ -239,8 +241,16 @@ class ExportOut(Answer):
 @paginate(Newest)
 def index(request: Call) -> Rows:
     """List the project's studies."""
-    studies = Study.objects.for_lists().visible_to(request.auth)
-    return Rows(studies, study_dict, Study.objects.fetch_facts_of_open)
+    studies = Study.objects.for_lists().visible_to(request.auth).defer("stored_result", "stored_summary")
+    # Parsed by Pydantic, which takes a third of the time of `json` and its own checks.
+    studies = studies.annotate(summary_text=Cast("stored_summary", TextField()))
+    return Rows(studies, listed_study, Study.objects.fetch_facts_of_open)
+
+
+def listed_study(study: Study) -> StudyOut | dict[str, Any]:
+    """Return a study of the list; after its end as it was stored."""
+    text: str = study.summary_text  # type: ignore[attr-defined]
+    return StudyOut.model_validate_json(text) if study.is_over and text != "{}" else study_dict(study)
 
 
 @router.get("/{int:pk}", response={200: StudyOut, **READING})

@@ -133,6 +133,7 @@ def try_url(adapters: Iterable[Adapter]) -> str:
 def study_adapters(study: Study) -> list[Adapter]:
     """Return an adapter of each arm of a study, that of its first seed."""
     adapters = Adapter.objects.filter(run__study_arm__study=study).select_related("run")
+    adapters = adapters.only("base_model", "run__study_arm")
     by_arm: dict[int | None, Adapter] = {}
     for adapter in adapters.order_by("run__study_arm__position", "pk"):
         by_arm.setdefault(adapter.run.study_arm_id, adapter)

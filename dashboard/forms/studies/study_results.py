@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
+from django.db.models import prefetch_related_objects
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from dashboard.models import SHARE_DAYS, Adapter, Study
+from dashboard.forms.training.offer import RowField
+from dashboard.models import SHARE_DAYS, Study
 from dashboard.models.evaluations.answers import BASE, ORDERS
 
 MOST_SEEDS_AT_ONCE = 5
@@ -54,7 +56,7 @@ class ShareLinkForm(forms.Form):
     )
 
 
-class AdapterChoice(forms.ModelChoiceField):  # type: ignore[type-arg]
+class AdapterChoice(RowField):
     """An adapter of a study, named by its arm and seed."""
 
     def label_from_instance(self, obj: Any) -> str:
@@ -68,7 +70,6 @@ class DecisionForm(forms.Form):
 
     adapter = AdapterChoice(
         label=gettext_lazy("Chosen adapter"),
-        queryset=Adapter.objects.none(),
         empty_label=gettext_lazy("Choose one"),
     )
     reason = forms.CharField(
@@ -80,11 +81,9 @@ class DecisionForm(forms.Form):
 
     def __init__(self, study: Study, data: object = None) -> None:
         super().__init__(data)  # type: ignore[arg-type]
-        self.fields["adapter"].queryset = (  # type: ignore[attr-defined]
-            Adapter.objects.filter(run__in=study.final_runs())
-            .select_related("run__study_arm")
-            .order_by("run__study_arm__position", "pk")
-        )
+        runs = study.final_runs()
+        prefetch_related_objects(runs, "adapter")
+        self.fields["adapter"].offer(run.adapter for run in runs if hasattr(run, "adapter"))  # type: ignore[attr-defined]
 
 
 class ItemsForm(forms.Form):

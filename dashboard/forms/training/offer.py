@@ -85,7 +85,8 @@ class RowField(forms.ChoiceField):
             return None
         key = parse_id(str(value))
         if key not in self.rows:
-            raise ValidationError(self.error_messages["invalid_choice"], code="invalid_choice")
+            message = self.error_messages["invalid_choice"]
+            raise ValidationError(message, code="invalid_choice", params={"value": value})
         return self.rows[key]
 
     def validate(self, value: Any) -> None:

@@ -25,7 +25,9 @@ SPREAD_STUDIES, SPREAD_FREEDOM = 20, 4
 
 def facts() -> list[models.Prefetch[Any]]:
     """Return the prefetches of arms, runs and evaluations, with their jobs but without those jobs' specs."""
-    runs = TrainingRun.objects.select_related("job", "adapter", "target_module_config").defer("job__spec")
+    runs = TrainingRun.objects.select_related("job", "adapter", "target_module_config")
+    # JSON that no page of a study shows; there are dozens of runs.
+    runs = runs.defer("job__spec", "adapter__files", "metadata", "confirmations")
     return [
         models.Prefetch("arms", StudyArm.objects.select_related("target_module_config")),
         models.Prefetch("arms__runs", runs),

@@ -53,12 +53,13 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
 
 def actions_of(study: Study, reader: User) -> dict[str, Any]:
     """Return what this reader may do with the result: editors decide, managers also approve and share."""
-    roles = {role: reader.has_role(role, study.project_id) for role in Role}
+    own = reader.roles().get(study.project_id)
+    is_editor, is_manager = (own in role.and_above() for role in (Role.EDITOR, Role.MANAGER))
     links = ShareLink.objects.working().managed_by(reader).filter(study=study).select_related("study")
     return {
-        "decision_form": DecisionForm(study) if roles[Role.EDITOR] else None,
-        "may_approve": roles[Role.MANAGER],
-        "share_form": ShareLinkForm() if roles[Role.MANAGER] else None,
+        "decision_form": DecisionForm(study) if is_editor else None,
+        "may_approve": is_manager,
+        "share_form": ShareLinkForm() if is_manager else None,
         "share_links": links,
     }
 
