@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,8 +95,8 @@ def loss_curves(request: Request) -> HttpResponse:
     for name in curves.CURVES:
         curve = curves.comparison(runs, name)
         table = {"rows": curve.pop("table"), "labels": [series["label"] for series in curve["series"]]}
-        curve["series"] = scaled(by_arm(curve["series"], arms), runs, across)
-        shown += [(name, curve, table)] if table["rows"] else []
+        series = scaled(by_arm(curve["series"], arms), runs, across)
+        shown += [(name, json.dumps(series, separators=(",", ":")), table)] if table["rows"] else []
     context = {"curves": shown, "across": across, "across_label": X_AXES[across], "acrosses": X_AXES}
     return render(request, "studies/compare/_curves.html", context)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 
 import pytest
 from django.test import Client
@@ -40,9 +41,8 @@ def runs_of(pair: list[Adapter]) -> list[TrainingRun]:
 
 
 def curves(text: str, number: int) -> list[dict[str, object]]:
-    data = re.search(rf'<script id="curves-{number}" type="application/json">(.*?)</script>', text, re.S)
-    assert data
-    return list(json.loads(data[1])["series"])
+    data = re.findall(r'data-series="(.*?)"', text)
+    return list(json.loads(unescape(data[number - 1])))
 
 
 def curves_page(client: Client, user: User, *runs: TrainingRun) -> str:
