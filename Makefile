@@ -65,6 +65,7 @@ bench:
 	@$(MACHINE) test
 	@$(VENV) -m tests.bench
 	@$(VENV) -m tests.bench.serving
+	@$(VENV) -m tests.bench.open_streams
 	@$(VENV) -m tests.bench.pages
 	@$(VENV) -m tests.bench.idle
 	@$(VENV) -m tests.bench.load

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import resource
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.bench.ratios import ratio
 from tests.bench.shapes import ARMS, HELD_OUT, POOL, SHAPES, SINGLE, VARIED, Shape, Target
 
 ROOT = Path(__file__).parents[2]
@@ -121,17 +121,6 @@ def check_tokens(results: Results) -> None:
 def speeds(runs: Sequence[dict[str, Any]], clock: str) -> list[float]:
     """Return tokens per second of each run."""
     return [run["tokens"] / run[clock] for run in runs]
-
-
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Return the ratio of the medians with its 95 % bootstrap interval."""
-    generator = random.Random(0)
-
-    def draw(values: Sequence[float]) -> float:
-        return statistics.median(generator.choices(values, k=len(values)))
-
-    drawn = sorted(draw(ours) / draw(theirs) for _ in range(2000))
-    return statistics.median(ours) / statistics.median(theirs), drawn[49], drawn[1949]
 
 
 def write(line: str) -> None:

@@ -2,6 +2,7 @@
 
 Both sides answer in one process, forwards and backwards; times are processor time of one thread. Adapters:
 attention output, rank 16, random weights. Each count of adapters has a process of its own for its memory.
+BENCH_REPEATS (5) measurements of each; ratios are of medians, with 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.bench.ratios import ratio
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".cache/bundled/SmolLM2-135M-Instruct"
@@ -115,8 +118,14 @@ def clock(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
+def write(label: str, ours: Sequence[float], theirs: Sequence[float], rest: str) -> None:
+    """Print the ratio of two series of measurements."""
+    middle, low, high = ratio(ours, theirs)
+    print(f"{label}: {middle:.3f} [{low:.3f}, {high:.3f}], {rest}", flush=True)
+
+
 def compare(both: Contenders, label: str, prompts: Sequence[Any], names: Sequence[str], repeats: int) -> None:
-    """Print the ratio of the medians, and whether all tokens are equal."""
+    """Print how many times as fast mixed answers are, and whether all tokens are equal."""
     sides = {"mixed": both.answer_mixed, "in turn": both.answer_in_turn}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     answers: dict[str, Any] = {}
@@ -125,29 +134,36 @@ def compare(both: Contenders, label: str, prompts: Sequence[Any], names: Sequenc
             spent, answers[side] = clock(lambda side=side: sides[side](prompts, names))
             seconds[side].append(spent)
     equal = sum(one == other for one, other in zip(answers["mixed"], answers["in turn"], strict=True))
-    middle = {side: statistics.median(values) for side, values in seconds.items()}
-    print(
-        f"{label}: {middle['in turn']:.2f} s in turn, {middle['mixed']:.2f} s mixed, ratio "
-        f"{middle['in turn'] / middle['mixed']:.2f}; {equal} of {len(prompts)} answers equal",
-        flush=True,
-    )
+    middle = statistics.median(seconds["mixed"])
+    rest = f"mixed {middle:.2f} s; {equal} of {len(prompts)} answers equal"
+    write(f"{label}, time in turn to mixed", seconds["in turn"], seconds["mixed"], rest)
 
 
 def measure_latency(both: Contenders, prompt: Any, repeats: int) -> None:
     """Print the time to the first token of a warm process, and of a change to another loaded adapter."""
     from workers.engine.generation.requests import GenerationRequest, Sampling
 
-    firsts: dict[str, list[float]] = {"same adapter": [], "another adapter": []}
+    firsts: dict[str, list[float]] = {"same": [], "another": []}
     for repeat in range(repeats):
-        for kind, name in zip(firsts, (both.names[0], both.names[1 + repeat % 7]), strict=True):
+        for kind in sorted(firsts, reverse=bool(repeat % 2)):
+            name = both.names[0 if kind == "same" else 1 + repeat % 7]
             fresh = prompt.copy()
-            fresh[0] += repeat * 2 + (kind == "another adapter") + 1  # no prompt shares the first token
+            fresh[0] += repeat * 2 + (kind == "another") + 1  # no prompt shares the first token
             both.generator.submit(GenerationRequest("first", fresh, name, Sampling(1)))
-            firsts[kind].append(clock(both.generator.step)[0])
-    same, other = (1000 * statistics.median(values) for values in firsts.values())
-    print(
-        f"first token of {len(prompt)} tokens: {same:.0f} ms; switch of the adapter: {other - same:+.0f} ms"
-    )
+            firsts[kind].append(1000 * clock(both.generator.step)[0])
+    middle = {kind: statistics.median(values) for kind, values in firsts.items()}
+    rest = f"{middle['same']:.0f} ms, with a change {middle['another'] - middle['same']:+.0f} ms"
+    write(f"first token of {len(prompt)}, other adapter to same", firsts["another"], firsts["same"], rest)
+
+
+def measure_memory(folder: Path, repeats: int) -> None:
+    """Print the memory of the base with all adapters, as a multiple of the base alone."""
+    found: dict[int, list[float]] = {0: [], LOADED: []}
+    for repeat in range(repeats):
+        for count in sorted(found, reverse=bool(repeat % 2)):
+            found[count].append(resident_bytes(folder, count))
+    rest = f"base alone {statistics.median(found[0]) / 1e6:.0f} MB"
+    write(f"memory with {LOADED} adapters to base alone", found[LOADED], found[0], rest)
 
 
 def resident_bytes(folder: Path, count: int) -> int:
@@ -201,10 +217,9 @@ def main() -> None:
         compare(both, f"one prompt, {ADAPTERS} adapters", same, both.names, repeats)
         mixed = [both.names[number % ADAPTERS] for number in range(MIXED)]
         compare(both, f"{MIXED} prompts, {ADAPTERS} adapters", prompts, mixed, repeats)
-        measure_latency(both, prompts[0], max(5, repeats))
+        measure_latency(both, prompts[0], 4 * repeats)
         del both
-        bare, loaded = resident_bytes(Path(name), 0), resident_bytes(Path(name), LOADED)
-        print(f"memory: base {bare / 1e6:.0f} MB, with {LOADED} adapters {loaded / bare:.3f} of it")
+        measure_memory(Path(name), repeats)
     return None
 
 
