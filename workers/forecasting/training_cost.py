@@ -63,7 +63,7 @@ class ModelShape:
     query_width: int
     key_width: int
     mlp_width: int  # of all experts that a token meets
-    has_gate: bool
+    has_joint_gate: bool  # gate and up projection in one matrix
     lowest_adapted_layer: int
     matched: tuple[Matched, ...]
     trainable_parameters: int
@@ -112,7 +112,7 @@ def model_shape(census: Census, matched: Iterable[Matched], r: int, trainable: i
         query_width=queries,
         key_width=keys,
         mlp_width=mlp,
-        has_gate=any(group.role in ("mlp_gate", "mlp_gate_up", "expert_gate_up") for group in inner),
+        has_joint_gate=any(group.role in ("mlp_gate_up", "expert_gate_up") for group in inner),
         lowest_adapted_layer=min((layer for item in matched for layer in item.layers), default=0),
         matched=matched,
         trainable_parameters=trainable,
@@ -153,7 +153,7 @@ def estimate_memory(shape: ModelShape, workload: Workload, options: ComputeOptio
     """Return peak bytes by part; their sum is the peak.
 
     Activations are what autograd keeps of a Llama-like layer per token, counted with hooks on saved tensors:
-    the inputs of two norms; queries, keys, values and the attention output; three widths of the MLP.
+    the inputs of two norms; queries, keys, values and the attention output; two widths of the MLP.
     """
     width = options.dtype_bytes
     logit_rows = min(CHUNK_ROWS, max(workload.rows, workload.learned_tokens / max(1, workload.micro_batches)))
@@ -172,7 +172,8 @@ def estimate_memory(shape: ModelShape, workload: Workload, options: ComputeOptio
 def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOptions) -> float:
     width = options.dtype_bytes
     prefix, tokens = workload.shared_prefix, workload.largest_batch
-    mlp = (3 if shape.has_gate else 2) * shape.mlp_width
+    # The engine computes silu(gate) again backwards where the gate is a matrix of its own.
+    mlp = (3 if shape.has_joint_gate else 2) * shape.mlp_width
     # On a CPU attention is computed in fp32.
     attention = (width if options.on_cuda else 4) * 2 * (shape.query_width + shape.key_width)
     layer = width * (2 * shape.hidden_size + mlp) + attention

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -13,6 +14,11 @@ from torch import nn
 from tests.tiny_model import build_tiny_model, tiny_base
 from workers.engine.base_models.model import load_base
 from workers.engine.training import fused, lora
+from workers.engine.training.data import Batch, pad
+from workers.engine.training.encoding import Example
+from workers.engine.training.loss import Scorer, make_scorer
+
+CPU = torch.device("cpu")
 
 NAMES = {
     "llama": ["q_proj", "o_proj", "down_proj"],
@@ -21,7 +27,10 @@ NAMES = {
     "gpt_neox": ["query_key_value", "dense"],
 }
 
-NORMS = {"llama": {"LlamaRMSNorm"}, "qwen2": {"Qwen2RMSNorm"}}
+REPLACED = {
+    "llama": {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention", "LlamaDecoderLayer"},
+    "qwen2": {"Qwen2RMSNorm", "Qwen2MLP", "Qwen2Attention", "Qwen2DecoderLayer"},
+}
 
 
 def attached(folder: Path, model_type: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
@@ -50,11 +59,44 @@ def test_fused_layers_give_pefts_outputs_and_gradients(tmp_path: Path, model_typ
     model = attached(tmp_path / "m", model_type, lora_dropout=0.2)
     lora.set_dropout(model.modules(), True)
     expected = result(model)
+    lora.set_dropout(model.modules(), False)
     fused.fuse(model)
+    lora.set_dropout(model.modules(), True)
     replaced = {type(layer).__name__ for layer in model.modules() if "forward" in vars(layer)}
-    assert replaced - {"Linear"} == NORMS.get(model_type, set())
+    assert replaced - {"Linear"} == REPLACED.get(model_type, set())
     for found, wanted in zip(result(model), expected, strict=True):
         assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_fused_packed_rows_give_pefts_losses_and_gradients(
+    tmp_path: Path, model_type: str, share_prefix: bool
+) -> None:
+    model = attached(tmp_path / "m", model_type)
+    parameters = [item for item in model.parameters() if item.requires_grad]
+    examples = [example(1, 20, [12, 13, 18]), example(2, 31, [15, 30]), example(3, 17, [14])]
+
+    def losses_and_gradients(scorer: Scorer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        gradients = torch.autograd.grad(scorer.training_loss(batch, 6), parameters)
+        return scorer.token_losses(batch), torch.cat([item.flatten() for item in gradients])
+
+    expected = losses_and_gradients(Scorer(model), pad(examples, CPU))
+    fused.fuse(model)
+    scorer = make_scorer(model, model.get_base_model(), examples, CPU)
+    batch = scorer.collate(examples, CPU, share_prefix=share_prefix)
+    assert batch.input_ids.shape[1] == (44 if share_prefix else 62)
+    for found, wanted in zip(losses_and_gradients(scorer, batch), expected, strict=True):
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def example(row: int, length: int, targets: list[int]) -> Example:
+    """A row that begins as all others do and has targets at these places."""
+    ids = np.arange(3, 3 + length, dtype=np.int32)
+    ids[9:] += row
+    learn = np.zeros(length, dtype=np.bool_)
+    learn[targets] = True
+    return Example(row, ids, learn)
 
 
 def test_fused_layers_in_bfloat16_are_as_near_to_fp32_as_pefts(tmp_path: Path) -> None:

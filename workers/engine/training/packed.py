@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,30 +26,42 @@ OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux")
 
 @dataclass(frozen=True)
 class Packing:
-    """Lengths of the pieces of a packed sequence: a shared prefix, perhaps empty, and each row's rest."""
+    """Lengths of the pieces of a packed sequence: a shared prefix, perhaps empty, and each row's rest.
+
+    `target_positions` [n]: positions in the sequence whose next token is a target.
+    """
 
     prefix: int
     rows: tuple[int, ...]
+    target_positions: Tensor = field(compare=False)
 
 
 def pack(examples: Sequence[Example], device: torch.device, *, share_prefix: bool) -> Batch:
-    """Return the rows as one sequence, positions counted from each row's own beginning."""
+    """Return the rows as one sequence, positions counted from each row's own beginning.
+
+    Each row ends before its last target, because no target follows there.
+    """
     prefix = shared_prefix(examples) if share_prefix else 0
-    lengths = tuple(len(example.ids) - prefix for example in examples)
-    pieces = [np.arange(prefix), *(np.arange(prefix, prefix + length) for length in lengths)]
-    ids = np.concatenate([examples[0].ids[:prefix], *(example.ids[prefix:] for example in examples)])
-    learn = np.concatenate(
-        [np.zeros(prefix, dtype=np.bool_), *(example.loss_mask[prefix:] for example in examples)]
+    ends = [max(1, len(example.ids) - 1 - int(example.loss_mask[::-1].argmax())) for example in examples]
+    lengths = tuple(end - prefix for end in ends)
+    pieces = [np.arange(prefix), *(np.arange(prefix, end) for end in ends)]
+    rows = list(zip(examples, ends, strict=True))
+    ids = np.concatenate([examples[0].ids[:prefix], *(row.ids[prefix:end] for row, end in rows)])
+    # The token after each position, and whether it is a target.
+    following = np.concatenate(
+        [examples[0].ids[:prefix], *(row.ids[prefix + 1 : end + 1] for row, end in rows)]
     )
-    (targets,) = learn.nonzero()
-    input_ids = torch.from_numpy(ids.astype(np.int64))
+    learn = np.concatenate(
+        [np.zeros(prefix, dtype=np.bool_), *(row.loss_mask[prefix + 1 : end + 1] for row, end in rows)]
+    )
+    positions = torch.from_numpy(learn.nonzero()[0]).to(device)
     return Batch(
-        input_ids[None].to(device),
-        torch.from_numpy(targets - 1).to(device),
-        input_ids[targets].to(device),
+        torch.from_numpy(ids.astype(np.int64))[None].to(device),
+        positions,
+        torch.from_numpy(following[learn].astype(np.int64)).to(device),
         sum(len(example.ids) for example in examples),
         torch.from_numpy(np.concatenate(pieces)[None]).to(device),
-        Packing(prefix, lengths),
+        Packing(prefix, lengths, positions),
     )
 
 
@@ -93,37 +105,46 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Return the attention of each row to the prefix and to itself, [1, T, heads, head width].
 
-    `query` [1, heads, T, head width]; `key` and `value` may have fewer heads. On a CPU bfloat16 is computed
-    as fp32, which takes half the time at the usual lengths.
+    `query` [1, heads, T, head width]; `key` and `value` may have fewer heads.
     """
     assert attention_mask is None, "packed rows need no mask"
     assert not dropout, "the base model stays in evaluation mode"
     assert not any(others.get(name) for name in OTHER_ATTENTION), "causal attention over whole rows only"
-    dtype = query.dtype
-    if dtype == torch.bfloat16 and query.device.type == "cpu":
-        query, key, value = query.float(), key.float(), value.float()
-    pieces = [packing.prefix, *packing.rows]
-    (first_query, *queries), (first_key, *keys), (first_value, *values) = (
-        torch.split(tensor, pieces, 2) for tensor in (query, key, value)
-    )
+    dtype = attention_dtype(query)
+    rows, keys, values = (tensor.transpose(1, 2).to(dtype) for tensor in (query, key, value))
+    return attend_packed(rows, keys, values, packing, scaling).to(query.dtype), None
+
+
+def attention_dtype(query: Tensor) -> torch.dtype:
+    """Return fp32 for bfloat16 on a CPU, which takes half the time at the usual lengths."""
+    is_slow = query.dtype == torch.bfloat16 and query.device.type == "cpu"
+    return torch.float32 if is_slow else query.dtype
+
+
+def attend_packed(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None
+) -> Tensor:
+    """Return the attention of each row to the prefix and to itself, of and as [1, T, heads, head width]."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        has_groups = q.shape[1] != k.shape[1]
+        is_causal = mask is None
         return scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scaling,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+            q, k, v, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=has_groups
+        ).transpose(1, 2)
 
-    if not packing.prefix:
+    prefix, pieces = packing.prefix, [packing.prefix, *packing.rows]
+    (first_query, *queries), (first_key, *keys), (first_value, *values) = (
+        torch.split(tensor, pieces, 1) for tensor in (query, key, value)
+    )
+    if not prefix:
         parts = [attend(q, k, v) for q, k, v in zip(queries, keys, values, strict=True)]
     else:
+        longest = max(packing.rows)
+        mask = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
         parts = [attend(first_query, first_key, first_value)]
         for q, k, v in zip(queries, keys, values, strict=True):
-            k, v = torch.cat((first_key, k), 2), torch.cat((first_value, v), 2)
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-            parts.append(attend(q, k, v, mask.tril(packing.prefix)))
-    return torch.cat(parts, 2).transpose(1, 2).to(dtype).contiguous(), None
+            k, v = torch.cat((first_key, k), 1), torch.cat((first_value, v), 1)
+            parts.append(attend(q, k, v, mask[: q.shape[1], : k.shape[1]]))
+    return torch.cat(parts, 1)
