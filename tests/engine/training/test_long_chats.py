@@ -80,9 +80,12 @@ def as_values(example: Example) -> tuple[Any, ...]:
     return example.ids.tolist(), flags, example.prompt_length, example.template_is_stable
 
 
-def test_turns_give_the_targets_of_whole_beginnings(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chats", [20, pytest.param(200, marks=pytest.mark.proof)])
+def test_turns_give_the_targets_of_whole_beginnings(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, chats: int
+) -> None:
     draw = random.Random(7)
-    rows = [CanonicalRow(number, random_chat(draw), None) for number in range(60)]
+    rows = [CanonicalRow(number, random_chat(draw), None) for number in range(chats)]
     monkeypatch.setattr(chat_templates, "SHORT_CHARACTERS", 10**9)
     expected = encode(tokenizer, rows)
     monkeypatch.setattr(chat_templates, "SHORT_CHARACTERS", 0)
