@@ -183,6 +183,8 @@ TEMPLATES = [
         },
     }
 ]
+# The library above replaces Django's on purpose.
+SILENCED_SYSTEM_CHECKS = ["templates.W003"]
 FORM_RENDERER = "dashboard.forms.rendering.Renderer"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
