@@ -161,6 +161,10 @@ document.body.addEventListener("htmx:beforeOnLoad", (event) => {
   event.preventDefault();
   connectionNotice.querySelector("a").target = "_blank";
 });
+// No region is refreshed in a tab that nobody sees.
+document.body.addEventListener("htmx:beforeRequest", (event) => {
+  if (document.hidden && event.detail.elt.getAttribute("hx-trigger")?.startsWith("every ")) event.preventDefault();
+});
 document.body.addEventListener("htmx:configRequest", (event) => {
   const token = csrfToken();
   if (token) event.detail.headers["X-CSRFToken"] = token;

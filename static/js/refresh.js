@@ -1,10 +1,9 @@
-// Pauses the live refresh of a region while a dialog is open, a control has the focus, or the tab is hidden.
+// Pauses the live refresh of a region while a dialog is open or a control has the focus.
 
 export function pauseWhileInUse(id) {
   document.body.addEventListener("htmx:beforeRequest", (event) => {
     const region = event.detail.elt;
     if (region.id !== id) return;
-    const inUse = document.querySelector("dialog[open]") || region.querySelector(":focus-visible");
-    if (document.hidden || inUse) event.preventDefault();
+    if (document.querySelector("dialog[open]") || region.querySelector(":focus-visible")) event.preventDefault();
   });
 }

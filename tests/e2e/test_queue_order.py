@@ -99,3 +99,18 @@ def test_runs_end_in_the_order_of_the_queue_while_pages_answer(
     assert sorted(made, key=made.__getitem__) == ["Cedar", "Amber", "Birch", "Dill"]
     p95 = statistics.quantiles(visitor.seconds, n=20)[-1]
     measured(f"{len(visitor.seconds)} pages while runs ended, p95 {p95 * 1000:.0f} ms")
+
+
+def test_a_hidden_tab_asks_nothing_until_somebody_looks(page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.clock.install()
+    page.goto("/")
+    page.evaluate("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
+    page.wait_for_load_state("networkidle")
+    asked.clear()
+    page.clock.run_for(11_000)
+    assert asked == []
+    page.evaluate("delete document.hidden")
+    page.clock.run_for(6_000)
+    assert [url.endswith("/running/") for url in asked] == [True]
