@@ -105,13 +105,13 @@ class Dispatcher:
         # Only the heartbeat and the ping of the broker run without the lead.
         self.queue_chores = (
             Chore(self.beat, 2.0),
-            Chore(self.recover_jobs),
+            Chore(self.recover_jobs, 2.0),
             Chore(self.wake_past_paused),
             Chore(self.wake_again, 3.0),
             Chore(self.tick, 15.0),
         )
         self.publishing_chores = (Chore(self.publish),)
-        self.webhook_chores = (Chore(self.deliver_webhooks),)
+        self.webhook_chores = (Chore(self.deliver_webhooks, 2.0),)
         self.clean_up_chores = (
             Chore(self.carry_out_clean_ups, 3.0),
             Chore(self.sweep, 60.0),
