@@ -52,7 +52,8 @@ class Handler(ASGIHandler):
     """Sends responses that go on or wait without the thread in which middleware and view have run."""
 
     async def send_response(self, response: HttpResponseBase, send: Any) -> None:
-        if response.streaming:
+        # Both have released their connection; that of a download is closed in its thread at the end.
+        if isinstance(response, StreamResponse | LaterResponse):
             end_thread()
         if isinstance(response, LaterResponse):
             response = await response.wait()
