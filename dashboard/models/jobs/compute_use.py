@@ -62,10 +62,13 @@ class DeviceUsage(NamedTuple):
 
 def device_usage(project: Project, since: datetime) -> Iterator[DeviceUsage]:
     """Yield the attempts of the project's trainings and evaluations that run or ended after `since`."""
-    ended_since = Q(job__finished_at=None) | Q(job__finished_at__gte=since)
-    events = JobEvent.objects.filter(ended_since, job__project=project, job__queue=Job.Queue.GPU)
     # Many jobs may wait that no worker has held yet.
-    return _device_usage(events.filter(job__attempt__gt=0))
+    jobs = Job.objects.filter(project=project, queue=Job.Queue.GPU, attempt__gt=0).order_by()
+    # Two searches of an index: with one condition for both, databases read all jobs of the project.
+    ended, unended = (
+        jobs.filter(end).values("pk") for end in (Q(finished_at__gte=since), Q(finished_at=None))
+    )
+    return _device_usage(JobEvent.objects.filter(Q(job__in=ended) | Q(job__in=unended)))
 
 
 def used_seconds(jobs: QuerySet[Job]) -> float:
