@@ -20,7 +20,7 @@ from django.db.models.functions import Now
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
-import tests.environment  # noqa: F401 - before Django reads its settings
+import tests.plugins.environment  # noqa: F401 - before Django reads its settings
 from dashboard.apps import ensure_builtin_rows
 
 django.setup()

@@ -119,7 +119,7 @@ def rows(installation: Installation, api: Api, finished_run: int) -> dict[str, i
     choice = {"name": "Upper part", "target_modules": ["o_proj"], "rank_pattern": {"o_proj": 4}}
     config = api.call("POST", "/target-module-configs", choice).json()["id"]
     written = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.rows", str(finished_run)],
+        [sys.executable, "-m", "tests.rows", str(finished_run)],
         env=installation.environment,
         cwd=settings.BASE_DIR,
         capture_output=True,

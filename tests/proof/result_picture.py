@@ -14,7 +14,7 @@ from pathlib import Path
 from django.conf import settings
 from playwright.sync_api import Page
 
-import tests.environment  # noqa: F401 - before Django reads its settings
+import tests.plugins.environment  # noqa: F401 - before Django reads its settings
 from tests.e2e.installation import Api, Installation, Person, run_chromium, run_installation, sign_in
 from tests.tiny_model import build_tiny_model
 

@@ -48,11 +48,11 @@ DRAIN_SECONDS = 120.0
 # Event streams never end on their own. Django evaluates proxy headers (TRUSTED_PROXY_COUNT).
 WEB_OPTIONS: dict[str, Any] = {
     "timeout_graceful_shutdown": 5, "access_log": False, "proxy_headers": False, "server_header": False,
-    "lifespan": "off", "ws": "none", "http": "dashboard.http_protocol:HttpProtocol",
+    "lifespan": "off", "ws": "none", "http": "dashboard.launcher.http_protocol:HttpProtocol",
 }  # fmt: skip
 # What the programs import beside the models.
 SHARED_MODULES = (
-    "dashboard.urls", "uvicorn", "dashboard.http_protocol",
+    "dashboard.urls", "uvicorn", "dashboard.launcher.http_protocol",
     "dashboard.management.commands.dispatch", "workers.tasks", "celery.bin.celery",
     "celery.concurrency.prefork", "celery.apps.worker", "celery.worker.worker", "celery.worker.components",
     "celery.worker.consumer", "celery.worker.heartbeat", "celery.worker.loops", "celery.worker.strategy",

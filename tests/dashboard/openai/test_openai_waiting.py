@@ -15,9 +15,9 @@ import pytest
 import uvicorn
 from asgiref.testing import ApplicationCommunicator
 
-from dashboard import http_protocol
 from dashboard.asgi import application
 from dashboard.back_pressure import BackPressure
+from dashboard.launcher import http_protocol
 from dashboard.models import BaseModel
 from tests.dashboard.openai.scripted_engine import engine
 from workers.contract.chat import MAX_EVENT, Accepted, Text

@@ -24,7 +24,7 @@ from workers.supervision.engine_process import environment, is_forkable
 from workers.supervision.forked_engine import ForkingPopen, ForkServer, server
 from workers.tasks import attempt
 
-PROGRAM = "tests.workers.supervision.engine_surroundings"
+PROGRAM = "tests.workers.engine_surroundings"
 CANARY = "canary-7341"
 SECRETS = ("SECRET_KEY", "DATABASE_URL", "REDIS_URL", "EMAIL_URL", "HF_TOKEN", "JUDGE_API_KEY")
 
@@ -139,7 +139,7 @@ def test_engine_is_executed_while_the_server_does_not_answer(
 def test_server_that_cannot_fork_is_not_started_again(
     bare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(forked_engine, "LIBRARIES", ("tests.workers.supervision.starts_a_thread",))
+    monkeypatch.setattr(forked_engine, "LIBRARIES", ("tests.workers.starts_a_thread",))
     finish(start(tmp_path))
     assert "the libraries have started threads" in capfd.readouterr().err
     (refused,) = forked_engine._servers

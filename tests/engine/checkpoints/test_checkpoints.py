@@ -25,7 +25,6 @@ from workers.engine.__main__ import failure
 from workers.engine.training import checkpoints, loss
 from workers.engine.training.checkpoints import CheckpointUnreadable
 from workers.engine.training.train import train
-from workers.supervision import database_outage, stop_policy
 
 Curves = dict[tuple[int, str], dict[int, float]]
 Run = tuple[Path, list[ArmEnd], Curves]
@@ -372,38 +371,6 @@ def test_unreadable_disk_is_no_damage(
     assert os.strerror(number) in caught.value.message
     assert sorted(cut_off.parent.rglob("*")) == before, "nothing was put aside"
     assert checkpoints.find_newest(cut_off.parent, record) == cut_off
-
-
-def test_replayed_metrics_cover_the_longest_database_outage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Four arms at a step a second; a worker waits for its database, then for its engine to stop."""
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    writer = checkpoints.CheckpointWriter(
-        tmp_path, 180.0, Recorder(), {}, torch.float32, torch.device("cpu"), run_started=now[0]
-    )
-    for step in range(1, 3601):
-        now[0] += 1.0
-        for arm in range(4):
-            writer.report_metrics(Metrics(arm, step, {"train/loss": 1.0}))
-    seconds = round(
-        stop_policy.OUTAGE_SECONDS + max(stop_policy.GRACE_SECONDS.values()) + database_outage.ANSWER_SECONDS
-    )
-    lost = [(arm, step) for step in range(3600 - seconds, 3601) for arm in range(4)]
-    kept = [(point.arm, point.step) for _told, point in writer.recent_metrics]
-    assert kept[-len(lost) :] == lost
-    assert len(kept) < 2 * len(lost), "and not the whole run"
-
-
-def test_replayed_metrics_are_limited_in_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "REPLAY_POINTS", 100)
-    writer = checkpoints.CheckpointWriter(
-        tmp_path, 180.0, Recorder(), {}, torch.float32, torch.device("cpu"), run_started=0.0
-    )
-    for step in range(1, 1001):
-        writer.report_metrics(Metrics(0, step, {"train/loss": 1.0}))
-    assert [point.step for _told, point in writer.recent_metrics] == list(range(901, 1001))
 
 
 def test_checkpoint_is_read_without_pickle(

@@ -1,6 +1,6 @@
 """Write what a project has after some days into the database of a running installation, and print the ids.
 
-    DATA_DIR=… python -m tests.e2e.rows RUN
+    DATA_DIR=… python -m tests.rows RUN
 
 RUN: id of a finished run, whose project, dataset and base model the rows get.
 """
