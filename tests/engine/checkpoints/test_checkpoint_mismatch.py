@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.engine.checkpoints.test_checkpoints import Fuse, Killed, curves, run_on
 from tests.engine.conftest import Recorder, spec_maker
-from tests.engine.training.test_checkpoints import Fuse, Killed, curves, run_on
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, write_canonical
 from workers.contract.errors import CheckpointMismatch
 from workers.contract.events import Message

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from dashboard.models.jobs import checkpoint
+from tests.engine.checkpoints.test_checkpoints import assert_equal_runs, curves
 from tests.engine.conftest import Recorder
-from tests.engine.training.test_checkpoints import assert_equal_runs, curves
 from tests.moments import raising
 from workers.contract import checkpoint_ownership
 from workers.contract.errors import DiskFull, TakenOver

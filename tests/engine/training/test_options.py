@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.engine.checkpoints.test_checkpoints import Fuse, Killed, assert_equal_runs, curves, run_on
 from tests.engine.conftest import Logits, Recorder
-from tests.engine.training.test_checkpoints import Fuse, Killed, assert_equal_runs, curves, run_on
 from tests.tiny_model import build_tiny_model
 from workers.contract.errors import SpecError, TargetError
 from workers.contract.hyperparameters import Hyperparameters

@@ -12,6 +12,7 @@ from django.conf import settings
 
 from dashboard.management.commands import start
 from dashboard.models import Job, Project, State, User
+from tests.servers import free_port
 from tests.workers.conftest import claim, run_script
 from workers.supervision import engine_process, stop_policy
 
@@ -29,7 +30,8 @@ def test_engine_sees_only_the_device_of_its_node(
     job: Job, monkeypatch: pytest.MonkeyPatch, node: str, device: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aaa,GPU-bbb")
-    programs = {program.name: program for program in start.program_list("127.0.0.1", 8000, None)}
+    with start.listen("127.0.0.1", free_port()) as listener:
+        programs = {program.name: program for program in start.program_list(listener, None)}
     assert "gpu2" not in programs
     # The worker has its program's environment, and hands its part of it to the engine.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", programs[node].environment["CUDA_VISIBLE_DEVICES"])

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from django.conf import settings
 
 from dashboard.models import (
     Adapter,
@@ -32,7 +31,7 @@ from workers.tasks import attempt
 
 pytestmark = pytest.mark.slow
 # A checkpoint follows each tenth of them.
-STEPS = 120
+STEPS, LONG = 120, 400
 
 
 @pytest.fixture
@@ -49,9 +48,11 @@ def frequent_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 def paused_engine(job: Job) -> Iterator[Job]:
     """Let the engine stand still until it has been sent a stop: it must not end before it."""
     kill_engine(job, signal.SIGSTOP)
-    yield Job.objects.get(pk=job.pk)
-    wait_until(lambda: "--- stop requested" in job.log_tail(), "the stop is passed on")
-    kill_engine(job, signal.SIGCONT)
+    try:
+        yield Job.objects.get(pk=job.pk)
+        wait_until(lambda: "--- stop requested" in job.log_tail(), "the stop is passed on")
+    finally:
+        kill_engine(job, signal.SIGCONT)
 
 
 def stopped(job: Job, by: User, keep: str) -> Job:
@@ -180,25 +181,28 @@ def test_failed_run_is_resumed_after_its_cause_is_fixed(run: TrainingRun, ed: Us
 @pytest.mark.django_db(transaction=True)
 def test_resume_continues_only_unfinished_arms(run: TrainingRun, ed: User) -> None:
     job = claim("gpu")
-    # Beside the long arm a short one, which has its adapter when the job is stopped.
-    short = run.spec | {"hyperparameters": run.spec["hyperparameters"] | {"max_steps": 20}}
+    settings_of = run.spec["hyperparameters"]
+    # Beside the long arm a short one, whose adapter is published while the other trains.
+    run.spec |= {"hyperparameters": settings_of | {"max_steps": LONG}}
+    short = run.spec | {"hyperparameters": settings_of | {"max_steps": 20}}
     second = TrainingRun.objects.get(pk=run.pk)
     second.pk, second.name, second.spec = None, "Short", short
     second.save()
+    run.save(update_fields=["spec"])
     Job.objects.filter(pk=job.pk).update(spec={"specs": [run.spec, short]})
     job.refresh_from_db()
 
     def stop() -> None:
         with paused_engine(job) as row:
-            wait_until(Adapter.objects.filter(run=second).exists, "the short arm's adapter")
             row.request_cancel(ed, "checkpoint")
 
-    saved = Path(settings.DATA_DIR) / "work" / f"job-{job.pk}-{job.attempt}" / "arm-1" / "adapter"
-    parked = run_until(job, lambda: saved.exists() or Adapter.objects.filter(run=second).exists(), stop)
+    parked = run_until(job, Adapter.objects.filter(run=second).exists, stop)
     assert [arm.state for arm in parked.training_runs.order_by("pk")] == ["cancelled", "succeeded"]
     Job.objects.filter(kind="evaluate").delete()
+    reached = max(curve(run))
     resume(parked, ed)
     attempt(claim("gpu"), lambda: False)
+    assert begins(parked) == [reached]
     assert [arm.state for arm in parked.training_runs.order_by("pk")] == ["succeeded", "succeeded"]
     assert Adapter.objects.count() == 2
-    assert list(curve(run)) == list(range(1, STEPS + 1))
+    assert list(curve(run)) == list(range(1, LONG + 1))
