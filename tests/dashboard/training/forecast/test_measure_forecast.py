@@ -118,7 +118,8 @@ def test_it_requires_three_settings(bench: type[FakeBench]) -> None:
 def test_bench_trains_and_measures(tmp_path: Path, tiny_folder: Path, settings: Any) -> None:
     settings.BUNDLED_MODEL_DIR = tiny_folder
     slug, drawn = next(draw_settings(5))
-    hyperparameters = dataclasses.replace(drawn, max_steps=2, num_train_epochs=None)
+    # Enough steps for the resolution of processor time, a hundredth of a second.
+    hyperparameters = dataclasses.replace(drawn, max_steps=40, num_train_epochs=None)
     measurement = Bench(tmp_path, "float32").measure(slug, hyperparameters)
     # How near a toy's forecast is says nothing: only that there is one.
     assert measurement.estimated_bytes > 0
