@@ -26,8 +26,8 @@ start:
 
 BROWSER = CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM
 PYTEST = $(VENV) -m pytest -q
-# One more than two cores, because tests often wait; four took three minutes longer.
-PROCESSES = 3
+# Two more than two cores, because tests often wait.
+PROCESSES = 4
 test:
 	@$(MACHINE) test
 	@$(BROWSER) && exec $(PYTEST) -n $(PROCESSES) --durations 10
