@@ -26,8 +26,8 @@ start:
 
 BROWSER = CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM
 PYTEST = $(VENV) -m pytest -q
-# Two more than two cores, because tests often wait.
-PROCESSES = 4
+# One more than two cores, because tests often wait; a fourth gains nothing.
+PROCESSES = 3
 test:
 	@$(MACHINE) test
 	@$(BROWSER) && exec $(PYTEST) -n $(PROCESSES) --durations 10
