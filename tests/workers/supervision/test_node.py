@@ -95,8 +95,8 @@ def test_node_without_a_database_registers_later(
         app=SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=["gpu"]))),
         controller=SimpleNamespace(concurrency=1),
     )
-    before = set(threading.enumerate())
     with breakable_database() as (cut, restore):
+        before = set(threading.enumerate())
         cut()
         heartbeat.start(sender)
         restore()
