@@ -1,4 +1,4 @@
-"""What an installation costs while nobody uses it: `python -m tests.bench.idle`.
+"""The cost of an installation that nobody uses: `python -m tests.bench.idle`.
 
 Starts one in a folder of its own, waits until its first job has ended, and adds up memory (PSS, in which
 processes share what they have in common) and processor time over IDLE_SECONDS (120).

@@ -1,4 +1,4 @@
-"""Where an inference job listens: a Unix socket, and on request TCP for web processes on other machines.
+"""The addresses of an inference job: a Unix socket, and on request TCP for web processes on other machines.
 
 A job that listens on TCP writes its address beside its socket, in the folder that all machines share. It
 sends a challenge first; the other side answers with a proof that it knows the key. Standard library only.

@@ -1,4 +1,4 @@
-"""What a launch form offers, read once per request, and the field that chooses among rows."""
+"""The choices of a launch form, read once per request, and the field that chooses among rows."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def make_eval(trained: tuple[BaseSpec, DataSpec, Path]) -> Callable[..., EvalSpe
 
 @dataclass(frozen=True)
 class Scored:
-    """What an evaluation has returned, written and reported."""
+    """The results, files and events of an evaluation."""
 
     values: dict[str, Any]
     items: list[dict[str, Any]]
