@@ -30,7 +30,7 @@ from dashboard.models.jobs.job_state import db_now
 from dashboard.models.operations.retention import LOG_GAP, sweep
 from tests.conftest import make_dataset
 from tests.workers.conftest import claim
-from tests.workers.supervision.test_recorders import SUCCEEDED, make_artifact
+from tests.workers.publishing import SUCCEEDED, make_artifact
 from workers.supervision.recorders import TrainRecorder
 
 DAY = timedelta(days=1)

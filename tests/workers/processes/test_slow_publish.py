@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from dashboard.models import Adapter, Job, State, TrainingRun, User
 from tests.workers.conftest import claim, run_script
-from tests.workers.supervision.test_recorders import SUCCEEDED, make_artifact
+from tests.workers.publishing import SUCCEEDED, make_artifact
 from workers.supervision import publish, recorders, supervisor
 from workers.supervision.engine_process import EngineProcess
 from workers.supervision.publish import KeepLease, PublishError, check_adapter, publish_folder

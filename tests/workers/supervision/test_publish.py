@@ -9,21 +9,18 @@ import json
 import os
 import shutil
 import signal
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from django.conf import settings
-from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 
 from dashboard.models import Adapter, Evaluation, Job, MetricSeries, State, TrainingRun
-from tests.moments import Interruption, install, raising
+from tests.conftest import shared_environment
+from tests.moments import Interruption, raising
 from tests.workers.conftest import claim
-from tests.workers.supervision.test_recorders import SUCCEEDED, make_artifact
+from tests.workers.publishing import make_artifact, record_all, record_until
 from workers.contract.errors import DiskFull
-from workers.contract.events import Metrics
 from workers.supervision import publish
 from workers.supervision.publish import (
     PublishError,
@@ -32,7 +29,6 @@ from workers.supervision.publish import (
     publish_adapter,
     publish_folder,
 )
-from workers.supervision.recorders import TrainRecorder
 from workers.tasks import attempt
 
 # Syncs, the rename and commits of a worker that records a metric, an adapter and the end of a training.
@@ -45,41 +41,6 @@ def job(run: TrainingRun) -> Job:
     job = claim("gpu")
     job.move("progress")
     return job
-
-
-def in_another_process(work: Callable[[], None], interruption: Interruption) -> int:
-    """Return the exit status of a process that did `work` on this database, negative after a signal."""
-    # SQLite must not be carried across a fork, and other threads of this process may have it open.
-    if connections["default"].vendor == "sqlite":
-        pytest.skip("Needs a server.")
-    connections.close_all()
-    child = os.fork()
-    if not child:
-        try:
-            pass_moment = install(interruption, Path(settings.DATA_DIR))
-            commit = BaseDatabaseWrapper.commit
-
-            def commit_with_moments(wrapper: BaseDatabaseWrapper) -> None:
-                pass_moment("before commit")
-                commit(wrapper)
-                pass_moment("after commit")
-
-            BaseDatabaseWrapper.commit = commit_with_moments  # type: ignore[method-assign]
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def record_all(job: Job, folder: Path) -> None:
-    """Record the events of a complete training, and finish the job."""
-    recorder = TrainRecorder(job, folder)
-    recorder.record(Metrics(0, 1, {"train/loss": 2.0}))
-    recorder.record(make_artifact(folder))
-    recorder.record(SUCCEEDED)
-    recorder.finish()
 
 
 def run_next_attempt(job: Job, folder: Path) -> None:
@@ -127,7 +88,7 @@ def no_adapters() -> None:
 def test_worker_killed_while_publishing_leaves_one_adapter(
     job: Job, run: TrainingRun, tmp_path: Path, at: int
 ) -> None:
-    status = in_another_process(lambda: record_all(job, tmp_path / "first"), Interruption(at))
+    status = record_until(job, tmp_path / "first", Interruption(at), shared_environment())
     assert status == (0 if at > MOMENTS else -signal.SIGKILL)
     assert_each_is_complete()
     assert Adapter.objects.count() == TrainingRun.objects.exclude(outcome="").count()

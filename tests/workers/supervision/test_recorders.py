@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -21,14 +20,14 @@ from dashboard.models import (
     User,
 )
 from tests.workers.conftest import claim
+from tests.workers.publishing import SUCCEEDED, make_artifact
 from workers.contract.errors import ModelError
-from workers.contract.events import ArmEnd, Artifact, Metrics, Result
+from workers.contract.events import ArmEnd, Metrics, Result
 from workers.supervision import recorders
 from workers.supervision.publish import publish_adapter
 from workers.supervision.recorders import RECORDERS, TrainRecorder
 from workers.tasks import attempt
 
-SUCCEEDED = ArmEnd(arm=0, outcome="succeeded", step=10, summary={"train_loss": 1.0})
 DIVERGED = ArmEnd(arm=0, outcome="failed", step=3, code="diverged", message="The loss was no number.")
 
 
@@ -37,15 +36,6 @@ def job(run: TrainingRun) -> Job:
     job = claim("gpu")
     job.move("progress")
     return job
-
-
-def make_artifact(folder: Path) -> Artifact:
-    """Write an adapter of one tensor, as the engine does."""
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    weights = len(header).to_bytes(8, "little") + header + b"\0\0\0\0"
-    (folder / "arm-0").mkdir(parents=True)
-    (folder / "arm-0" / "adapter_model.safetensors").write_bytes(weights)
-    return Artifact(0, "arm-0", {"adapter_model.safetensors": hashlib.sha256(weights).hexdigest()})
 
 
 def test_earlier_cancel_prevents_the_adapter(job: Job, run: TrainingRun, tmp_path: Path, ed: User) -> None:
