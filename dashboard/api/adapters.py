@@ -8,12 +8,11 @@ from typing import Literal
 from django.http import HttpResponseBase
 from django.utils.translation import gettext as _
 from ninja import Router, Schema
-from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token
 from dashboard.api.answer import Answer
-from dashboard.api.pagination import Rows
+from dashboard.api.pagination import Rows, listing
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.api.training.run_list import SortedAdapters, listed
 from dashboard.downloads import ranged_file
@@ -65,7 +64,7 @@ def serialize_adapter(adapter: Adapter) -> AdapterOut:
 
 
 @router.get("", response={200: list[AdapterOut], **READING})
-@paginate(SortedAdapters)
+@listing(SortedAdapters)
 def index(request: Call) -> Rows:
     """List the project's adapters, by default those of the newest runs first."""
     runs = TrainingRun.objects.select_related("adapter").prefetch_related("tags").only("pk", "adapter")

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Annotated
+
 import pydantic
+from django.core.serializers.json import DjangoJSONEncoder
+
+
+def write_time(time: datetime) -> str:
+    """Return a time as Django writes it in JSON: with milliseconds and Z."""
+    return str(DjangoJSONEncoder().default(time))
+
+
+# Pydantic writes lists, and Django's encoder all other answers.
+Time = Annotated[
+    datetime,
+    pydantic.PlainSerializer(write_time, when_used="json"),
+    pydantic.WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 
 
 class Answer(pydantic.BaseModel):

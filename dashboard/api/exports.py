@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Literal
 
 from django.http import HttpResponseBase
 from django.utils.translation import gettext as _
 from ninja import Router, Schema, Status
-from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, once
 from dashboard.api.adapters import ranged_answer
+from dashboard.api.answer import Time
 from dashboard.api.failures import Failure, failure_of
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid, unknown
 from dashboard.models import Adapter, Export, ExportRefused, Job, Role
 from dashboard.models.accounts.project import parse_id
@@ -50,7 +49,7 @@ class ExportOut(Schema):
     bytes: int | None
     sha256: str | None
     filename: str | None
-    expires_at: datetime | None
+    expires_at: Time | None
     error: Failure | None
 
 
@@ -80,7 +79,7 @@ def fetch(request: Call, pk: int, role: Role = Role.VIEWER) -> Export:
 
 
 @router.get("", response={200: list[ExportOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def index(request: Call, adapter: int | None = None) -> Rows:
     """List the project's exports, all or those of one `adapter`."""
     exports = Export.objects.select_related("job").visible_to(request.auth)

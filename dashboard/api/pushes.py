@@ -6,13 +6,12 @@ from typing import Any
 
 from django.utils.translation import gettext as _
 from ninja import Router, Schema, Status
-from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token, once
 from dashboard.api.catalog.base_models import refuse_errors
 from dashboard.api.failures import Failure, failure_of
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid, unknown
 from dashboard.forms.exports import PushForm
 from dashboard.models import Adapter, ExportRefused, HubPush, Job, Role
@@ -68,7 +67,7 @@ def serialize_push(push: HubPush) -> dict[str, Any]:
 
 
 @router.get("", response={200: list[PushOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def index(request: Call) -> Rows:
     """List the project's pushes."""
     return Rows(HubPush.objects.select_related("job").visible_to(request.auth), serialize_push)

@@ -8,6 +8,7 @@ and the length to the product (`workers.forecasting.automatic`); the settings he
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from dataclasses import dataclass, field
@@ -306,6 +307,16 @@ def _settings() -> dict[str, Setting]:
 SETTINGS = _settings()
 # (lowest, highest) value that forms, the API and the specs accept.
 LIMITS = {name: setting.limits for name, setting in SETTINGS.items() if setting.limits}
+
+
+def frozen_hyperparameters(values: dict[str, Any]) -> Hyperparameters:
+    """Build the hyperparameters of a run. A list reads many, and equal ones are checked once."""
+    return _checked(tuple(values.items()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _checked(items: tuple[tuple[str, Any], ...]) -> Hyperparameters:
+    return Hyperparameters(**dict(items))
 
 
 def hyperparameters_from(values: dict[str, Any]) -> Hyperparameters:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from django.urls import reverse
 from django.utils.translation import gettext as _
 from ninja import Router, Schema, Status
-from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token, once_only
+from dashboard.api.answer import Time
 from dashboard.api.catalog.base_models import refuse_errors
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, Refusal
 from dashboard.forms.accounts.team import InvitationForm
 from dashboard.models import Invitation, Role
@@ -35,8 +33,8 @@ class InvitationOut(Schema):
     id: int
     email: str
     role: str
-    created_at: datetime
-    expires_at: datetime
+    created_at: Time
+    expires_at: Time
 
 
 class NewInvitationOut(InvitationOut):
@@ -46,7 +44,7 @@ class NewInvitationOut(InvitationOut):
 
 
 @router.get("", response={200: list[InvitationOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def index(request: Call) -> Rows:
     """List open invitations. The list is empty for callers who do not manage the project."""
     return Rows(Invitation.objects.open().managed_by(request.auth), InvitationOut.from_orm)

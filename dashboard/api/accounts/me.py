@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from django.shortcuts import get_object_or_404
 from ninja import Router, Schema
 
 from dashboard.api.access import Call
+from dashboard.api.answer import Time
 from dashboard.api.refusals import READING
 
 router = Router()
@@ -27,7 +26,7 @@ class MeOut(Schema):
     email: str
     role: str
     scope: str
-    expires_at: datetime | None
+    expires_at: Time | None
 
 
 @router.get("", response={200: MeOut, **READING})

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from django.utils.translation import gettext as _
 from ninja import Router, Schema, Status
-from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.answer import Time
+from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.models import LastManager, Membership, Role
 
@@ -24,7 +22,7 @@ class MembershipOut(Schema):
     email: str
     name: str
     role: str
-    created_at: datetime
+    created_at: Time
 
 
 class RoleIn(Schema):
@@ -47,7 +45,7 @@ def to_output(member: Membership) -> MembershipOut:
 
 
 @router.get("", response={200: list[MembershipOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def index(request: Call) -> Rows:
     """List the members of the project."""
     return Rows(Membership.objects.visible_to(request.auth).select_related("user"), to_output)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any
 
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from ninja import Field, Router, Schema, Status
-from ninja.pagination import paginate
 from pydantic import AfterValidator, ConfigDict, StrictInt, StrictStr
 
 from dashboard.api.access import Call, once_only
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.answer import Time
+from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.api.texts import one_line
 from dashboard.models import ApiToken
@@ -41,9 +41,9 @@ class TokenOut(Schema):
     prefix: str
     scope: str
     email: str
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
+    created_at: Time
+    expires_at: Time | None
+    last_used_at: Time | None
 
 
 class NewTokenOut(TokenOut):
@@ -63,7 +63,7 @@ def visible_tokens(caller: ApiToken) -> ProjectQuerySet[ApiToken]:
 
 
 @router.get("", response={200: list[TokenOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def index(request: Call) -> Rows:
     """List your tokens of the project. Managers see all tokens."""
     return Rows(visible_tokens(request.auth), to_output)

@@ -9,12 +9,11 @@ from django.db import IntegrityError
 from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 from ninja import Query, Router, Schema, Status
-from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token, once
 from dashboard.api.failures import Failure, failure_of
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others, unknown
 from dashboard.api.texts import Name
 from dashboard.forms.catalog.base_models import FolderForm, HubForm
@@ -122,7 +121,7 @@ def require_inspected(base_model: BaseModel) -> BaseModel:
 
 
 @router.get("", response={200: list[BaseModelOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def index(request: Call) -> Rows:
     """List the built-in base model and the project's own."""
     return Rows(visible(request), serialize_base_model)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
 from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 from ninja import File, Form, Router, Schema, Status, UploadedFile
-from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, once
+from dashboard.api.answer import Time
 from dashboard.api.catalog.base_models import refuse_errors
 from dashboard.api.failures import Failure
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others
 from dashboard.api.texts import Column
 from dashboard.forms.catalog.datasets import UploadForm
@@ -72,7 +71,7 @@ class VersionOut(DatasetOut):
     filename: str
     sha256: str | None
     test_sha256: str | None
-    created_at: datetime
+    created_at: Time
 
 
 class ImportAgainIn(Schema):
@@ -162,7 +161,7 @@ def fetch(request: Call, pk: int, role: Role = Role.VIEWER) -> Dataset:
 
 
 @router.get("", response={200: list[DatasetOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def index(request: Call) -> Rows:
     """List the project's datasets."""
     return Rows(Dataset.objects.with_newest().visible_to(request.auth), serialize_dataset)
@@ -211,7 +210,7 @@ def detail(request: Call, pk: int) -> dict[str, Any]:
 
 
 @router.get("/{int:pk}/versions", response={200: list[VersionOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def versions(request: Call, pk: int) -> Rows:
     """List all versions of a dataset with their import reports."""
     rows: QuerySet[DatasetVersion] = fetch(request, pk).versions.select_related("job", "dataset")

@@ -6,12 +6,11 @@ from django.db import transaction
 from django.http import Http404
 from django.utils.translation import gettext as _
 from ninja import Router, Schema, Status
-from ninja.pagination import paginate
 from pydantic import AfterValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from dashboard.api.access import Call, done_before, first_time
 from dashboard.api.catalog.base_models import Rank, fetch, require_inspected
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, invalid, unknown
 from dashboard.api.texts import Name, storable
 from dashboard.forms.training.plan import preset_cards
@@ -20,7 +19,7 @@ from dashboard.models.catalog.target_module_config import TEXT_LENGTH
 from workers.contract.errors import SpecError
 from workers.target_modules.custom import MAX_ENTRIES, Selection
 
-# No postponed annotations here: below `paginate` the framework could not resolve `Rank` by its name.
+# No postponed annotations here: below `listing` the framework could not resolve `Rank` by its name.
 router = Router()
 Text = Annotated[StrictStr, Field(max_length=TEXT_LENGTH), AfterValidator(storable)]
 
@@ -105,7 +104,7 @@ def describe(config: TargetModuleConfig, base_model: BaseModel, r: int) -> Targe
 
 
 @router.get("", response={200: list[TargetModuleConfigOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def index(request: Call, base_model: int | None = None, r: Rank = 16) -> Rows:
     """List all configs with their size on `base_model` (by default the built-in one) at rank `r`."""
     model = require_inspected(chosen_base_model(request, base_model))

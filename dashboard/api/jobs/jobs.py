@@ -8,13 +8,12 @@ from typing import Any, Literal
 from django.db.models import Prefetch, QuerySet
 from django.utils.translation import gettext as _
 from ninja import Router, Schema, Status
-from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, do_once
-from dashboard.api.answer import Answer
+from dashboard.api.answer import Answer, Time
 from dashboard.api.failures import Failure
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.models import (
     BaseModel,
@@ -30,7 +29,7 @@ from dashboard.models import (
 from dashboard.models.jobs.queue_forecast import QueueForecast
 from dashboard.presenters.stages import time_left
 
-# No postponed annotations here: below `paginate` the framework could not resolve `State` by its name.
+# No postponed annotations here: below `listing` the framework could not resolve `State` by its name.
 router = Router()
 
 
@@ -44,7 +43,7 @@ class JobOut(Answer):
     state: str
     queue: str
     priority: str
-    starts_at: datetime | None
+    starts_at: Time | None
     phase: str | None
     step: int
     total_steps: int
@@ -53,9 +52,9 @@ class JobOut(Answer):
     run: int | None
     dataset: int | None
     base_model: int | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
     error: Failure | None
 
 
@@ -82,7 +81,7 @@ class JobEventOut(Answer):
     state: str
     level: str
     message: str
-    at: datetime
+    at: Time
 
 
 def expected_starts() -> Callable[[Job | None], datetime | None]:
@@ -148,7 +147,7 @@ def with_subjects() -> Any:
 
 
 @router.get("", response={200: list[JobOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def index(request: Call, state: State | None = None) -> Rows:
     """List the project's jobs, all or those in one `state`."""
     jobs: QuerySet[Job] = with_subjects().visible_to(request.auth)
@@ -178,7 +177,7 @@ def change(request: Call, pk: int, payload: JobIn) -> dict[str, Any]:
 
 
 @router.get("/{int:pk}/events", response={200: list[JobEventOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def events(request: Call, pk: int) -> Rows:
     """List the job's history: changes of state and messages of the engine."""
     return Rows(Job.objects.fetch(request.auth, pk).events.all(), serialize_event)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
 from django.db.models import BooleanField, Case, Q, QuerySet, Value, When
 from django.shortcuts import get_object_or_404
 from ninja import Router, Schema
-from ninja.pagination import paginate
 
 from dashboard.api.access import Call
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.answer import Time
+from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, Nothing
 from dashboard.models import Job, WorkerNode
 from dashboard.models.jobs.worker_node import PAUSE_FORBIDDEN
@@ -36,8 +35,8 @@ class WorkerOut(Schema):
     alive: bool
     draining: bool
     paused: bool
-    started_at: datetime
-    heartbeat_at: datetime
+    started_at: Time
+    heartbeat_at: Time
 
 
 def serialize_node(node: Any) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def serialize_node(node: Any) -> dict[str, Any]:
 
 
 @router.get("", response={200: list[WorkerOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def index(request: Call) -> Rows:
     """List all nodes, also those that have stopped."""
     return Rows(nodes_with_alive(), serialize_node)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Literal
 
 from ninja import Schema
 from pydantic import ConfigDict, StrictBool, StrictInt
 
-from dashboard.api.answer import Answer
+from dashboard.api.answer import Answer, Time
 from dashboard.api.choices import HyperparametersIn, IdOrSlug
 from dashboard.api.evaluations.forgetting import ForgettingOut
 from dashboard.api.failures import Failure
@@ -86,7 +85,7 @@ class Forecast(Answer):
     peak_memory_bytes: BytesRange | None = None
     seconds: Range | None = None
     rows_cut: int | None = None
-    starts_at: datetime | None = None
+    starts_at: Time | None = None
 
 
 class AdapterRef(Answer):
@@ -115,7 +114,7 @@ class RunOut(Answer):
     base_model: int
     target_module_config: int
     hyperparameters: dict[str, Any]
-    starts_at: datetime | None
+    starts_at: Time | None
     step: int
     total_steps: int
     forecast: Forecast | None

@@ -9,9 +9,9 @@ from typing import Annotated, Any, cast
 
 from django.core.exceptions import ValidationError as DjangoError
 from django.db import transaction
+from django.db.models import Prefetch
 from django.utils.translation import gettext as _
 from ninja import Query, Router, Status
-from ninja.pagination import paginate
 
 from dashboard.api.access import Call, do_once, once
 from dashboard.api.catalog.base_models import require_inspected
@@ -19,7 +19,7 @@ from dashboard.api.catalog.target_module_configs import chosen_base_model
 from dashboard.api.choices import HyperparametersIn, config_of, newest_version
 from dashboard.api.evaluations.evaluations import submit_reevaluation
 from dashboard.api.jobs import jobs
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others
 from dashboard.api.training.run_list import SortedRuns, listed
 from dashboard.api.training.schemas import (
@@ -41,6 +41,7 @@ from dashboard.models import (
     IllegalMove,
     Job,
     JobEvent,
+    MetricSeries,
     Role,
     State,
     Tag,
@@ -122,12 +123,14 @@ def serialize_evaluation(evaluation: Evaluation, base: Evaluation | None) -> dic
 def with_facts() -> Any:
     """Return runs with everything that `serialize_run` reads, in a fixed number of queries."""
     runs = TrainingRun.objects.select_related("job", "dataset_version", "adapter")
-    runs = runs.defer("job__spec", "dataset_version__report")
-    return runs.prefetch_related("metric_series", "tags", "stored_scores")
+    runs = runs.defer("job__spec", "dataset_version__report", "adapter__files", "metadata", "confirmations")
+    # A run that goes on has the step of its last training loss; other curves are not shown.
+    losses = MetricSeries.objects.filter(name="train/loss").only("run", "name", "last_step")
+    return runs.prefetch_related(Prefetch("metric_series", losses), "tags", "stored_scores")
 
 
 @router.get("", response={200: list[RunOut], **READING})
-@paginate(SortedRuns)
+@listing(SortedRuns)
 def index(request: Call) -> Rows:
     """List the project's runs, the newest first unless `sort` says otherwise. Filters narrow the list."""
     starts_at = jobs.expected_starts()
@@ -260,7 +263,7 @@ def metrics(
 
 
 @router.get("/{int:pk}/metric-series", response={200: list[MetricSeriesOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def metric_series(request: Call, pk: int) -> Rows:
     """List the curves with their last, lowest and highest value."""
     rows = TrainingRun.objects.fetch(request.auth, pk).metric_series.all()
@@ -268,7 +271,7 @@ def metric_series(request: Call, pk: int) -> Rows:
 
 
 @router.get("/{int:pk}/evaluations", response={200: list[EvaluationOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def evaluations(request: Call, pk: int) -> Rows:
     """List the evaluations of base model and adapter on the same test rows."""
     run = TrainingRun.objects.with_scores().fetch(request.auth, pk)
@@ -280,7 +283,7 @@ def evaluations(request: Call, pk: int) -> Rows:
 
 
 @router.get("/{int:pk}/samples", response={200: list[SampleOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def samples(request: Call, pk: int) -> Rows:
     """List test rows with the expected answer, the base model's and the adapter's."""
     run = TrainingRun.objects.fetch(request.auth, pk)
@@ -304,7 +307,7 @@ def serialize_pair(base: EvaluationItem, adapter: EvaluationItem) -> dict[str, A
 
 
 @router.get("/{int:pk}/events", response={200: list[jobs.JobEventOut], **READING})
-@paginate(Newest)
+@listing(Newest)
 def events(request: Call, pk: int) -> Rows:
     """List the events of the run's job."""
     run = TrainingRun.objects.fetch(request.auth, pk)

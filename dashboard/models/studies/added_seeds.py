@@ -61,7 +61,7 @@ def add_seeds(study: Study, seeds: Sequence[int], by: User | None = None) -> Non
 def _reopen(study: Study, kept: Sequence[int], fresh: Sequence[int], plan: PlanForecast) -> None:
     """Reopen the study for the new seeds; record when they came and whether a result was known."""
     addition = {
-        "at": timezone.now().isoformat(timespec="seconds"),
+        "at": f"{timezone.now():%Y-%m-%dT%H:%M:%SZ}",
         "seeds": list(fresh),
         "after_result": bool(study.finished_at and study.result.comparisons),
         "ended_with": len(kept) if study.finished_at else None,

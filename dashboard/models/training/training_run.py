@@ -27,7 +27,7 @@ from dashboard.models.training.forecast import forecast_run, record_calibration
 from dashboard.models.training.resume import resume_run
 from dashboard.models.training.tag import Tag
 from workers.contract.errors import SpecError
-from workers.contract.hyperparameters import Hyperparameters
+from workers.contract.hyperparameters import Hyperparameters, frozen_hyperparameters
 from workers.contract.specs import TrainSpec, digest_spec, to_dict
 from workers.forecasting.training_cost import expected_seconds
 from workers.target_modules.resolution import target_spec
@@ -292,7 +292,7 @@ class TrainingRun(models.Model):
     @property
     def total_steps(self) -> int:
         """Return the optimizer steps of the whole run."""
-        settings_ = Hyperparameters(**self.hyperparameters)
+        settings_ = frozen_hyperparameters(self.hyperparameters)
         return settings_.total_steps(self.dataset_version.splits.get("train", 0))
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
+from dashboard.api.studies import StudyOut
 from dashboard.models import BaseModel, Dataset, Project, State, Study, User
 from tests.conftest import finish
 from tests.dashboard.conftest import make_checkpoint
@@ -259,6 +260,27 @@ def test_schema_before_and_after_the_end(
     assert comparison.keys() >= COMPARISON_FIELDS
     assert (comparison["arm"], comparison["reference"]) == ("efficient", "quality")
     assert isinstance(after["verdict"], str)
+
+
+def test_the_list_answers_as_the_detail_before_and_after_added_seeds(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel, ed: User
+) -> None:
+    study = conclude(make_study(project, dataset, base_model, by=ed, seeds=[1, 2]), worked_example())
+    address = f"{STUDIES}/{study.pk}"
+    ended = api.get(STUDIES).json()["data"][0]
+    assert ended == api.get(address).json() == StudyOut(**ended).model_dump(mode="json")
+    api.post(f"{address}/seeds", {"seeds": [3]}, **HEAD)
+    going_on = api.get(STUDIES).json()["data"][0]
+    assert going_on == api.get(address).json()
+    assert (going_on["state"], going_on["verdict"]) != (ended["state"], ended["verdict"])
+    table = {
+        arm: {0: [1] * 20} if arm == "base" else dict.fromkeys((1, 2, 3), [1] * 20)
+        for arm in worked_example()
+    }
+    conclude(Study.objects.get(pk=study.pk), table)
+    again = api.get(STUDIES).json()["data"][0]
+    assert again["additions"]
+    assert again == StudyOut(**again).model_dump(mode="json")
 
 
 def test_missing_and_null_fields_have_defaults(api: Client, body: dict[str, Any]) -> None:

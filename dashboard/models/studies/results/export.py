@@ -21,6 +21,10 @@ CsvRow = list[str | float | None]
 MEASURED_COSTS = ("wall_seconds", "tokens_per_second", "peak_memory_bytes")
 
 
+# What the API's answer says of a comparison.
+LISTED = ("arm", "reference", "difference", "low", "high", "p_adjusted", "look", "outcome", "kept")
+
+
 def study_dict(study: Study) -> dict[str, Any]:
     """Return the study without its scores, as the API answers it; after its end as it was stored."""
     return study.summary or summary_of(study)
@@ -46,7 +50,9 @@ def summary_of(study: Study) -> dict[str, Any]:
         "seeds": study.seeds,
         "max_hours": study.max_hours,
         "reuse": study.reuse,
-        "additions": study.additions,
+        "additions": [
+            {name: addition[name] for name in ("at", "seeds", "after_result")} for addition in study.additions
+        ],
         "ending": asdict(ending) if (ending := ending_of(study)) else None,
         "arms": [
             {
@@ -67,7 +73,10 @@ def summary_of(study: Study) -> dict[str, Any]:
             for arm in study.arms.all()
         ],
         "base": {"metric": asdict(result.base) if result.base else None},
-        "comparisons": [asdict(comparison) for comparison in result.comparisons],
+        "comparisons": [
+            {name: value for name, value in asdict(comparison).items() if name in LISTED}
+            for comparison in result.comparisons
+        ],
         "items": result.items or None,
         "groups": result.groups or None,
         "verdict": verdict_sentence(study) or None if study.is_over else None,
@@ -106,7 +115,12 @@ def export_dict(study: Study) -> dict[str, Any]:
         for run in arm.final_runs()
     ]
     questions = general_questions(study) if study.scores_are_open else []
-    return {"study": summary_of(study), "settings": settings, "scores": rows, "general_questions": questions}
+    return {
+        "study": summary_of(study) | {"comparisons": [asdict(one) for one in study.result.comparisons]},
+        "settings": settings,
+        "scores": rows,
+        "general_questions": questions,
+    }
 
 
 def item_scores(study: Study) -> list[dict[str, Any]]:
