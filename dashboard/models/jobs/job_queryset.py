@@ -86,26 +86,12 @@ class JobQuerySet(ProjectQuerySet["Job"]):
 
         `with_4bit=False` omits jobs that need a base model in 4 bits.
         """
-        return self.claim_orders([queue], with_4bit=with_4bit)[queue]
-
-    def claim_orders(
-        self, queues: Sequence[str], *, also: WaitingJob | None = None, with_4bit: bool = True
-    ) -> dict[str, Iterator[int]]:
-        """Return the orders of several queues in three queries. `also` is added to each without a row."""
-        rows = self.waiting(*queues) if with_4bit else self.waiting(*queues).filter(needs_4bit=False)
-        waiting: dict[str, list[WaitingJob]] = {queue: [also] if also else [] for queue in queues}
-        for queue, pk, priority, project, kind in rows.values_list(
-            "queue", "pk", "priority", "project", "kind"
-        ):
-            waiting[queue].append(WaitingJob(pk, priority, project, kind))
-        if not any(waiting.values()):
-            return {queue: iter(()) for queue in queues}
-        running: dict[str, list[int | None]] = {queue: [] for queue in queues}
-        live = self.live().filter(queue__in=queues).order_by()
-        for queue, project in live.values_list("queue", "project"):
-            running[queue].append(project)
-        starts = self.last_starts(queues)
-        return {queue: claim_order(waiting[queue], running[queue], starts[queue]) for queue in queues}
+        rows = self.waiting(queue) if with_4bit else self.waiting(queue).filter(needs_4bit=False)
+        waiting = [WaitingJob(*row) for row in rows.values_list("pk", "priority", "project", "kind")]
+        if not waiting:
+            return iter(())
+        running = self.live().filter(queue=queue).order_by().values_list("project", flat=True)
+        return claim_order(waiting, running, self.last_starts([queue])[queue])
 
     def last_starts(self, queues: Sequence[str]) -> dict[str, dict[int | None, float]]:
         """Return by queue when a job of each project last started, as far as that was in the last day."""

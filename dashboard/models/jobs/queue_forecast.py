@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
+from typing import NamedTuple
 
+from django.db import models
 from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 
 from dashboard.models.accounts.project import Project
 from dashboard.models.jobs.job import Job
-from dashboard.models.jobs.job_state import LIVE, State
-from dashboard.models.jobs.queue_order import WaitingJob
+from dashboard.models.jobs.job_state import State
+from dashboard.models.jobs.queue_order import WaitingJob, whole_claim_order
 from dashboard.models.jobs.worker_node import WorkerNode
 
 # Finished jobs of a kind from which its usual duration is taken.
@@ -29,8 +31,7 @@ MIN_REMAINING_SHARE = 0.1
 NEXT_JOB = 2**62
 
 
-@dataclass(frozen=True)
-class StartEstimate:
+class StartEstimate(NamedTuple):
     """The expected wait of a job, in seconds from now."""
 
     seconds: float
@@ -65,7 +66,7 @@ def format_roughly(seconds: float) -> str:
 class QueueForecast:
     """The waiting jobs of each queue in the order of claims, with estimated starts where possible."""
 
-    order: dict[str, list[int]]
+    order: dict[str, Sequence[int]]
     starts: dict[int, StartEstimate]
 
     @property
@@ -88,9 +89,33 @@ class QueueForecast:
         cls, queues: Iterable[str] = Job.Queue.values, *, also: WaitingJob | None = None
     ) -> QueueForecast:
         """Read the present state in a fixed number of queries for all queues. `also` is added to each."""
-        orders = Job.objects.claim_orders(list(queues), also=also)
-        order = {queue: list(keys) for queue, keys in orders.items()}
-        return cls(order, estimate_starts(order))
+        queues = list(queues)
+        waiting: dict[str, dict[int, WaitingJob]] = {
+            queue: {also.pk: also} if also else {} for queue in queues
+        }
+        kinds: dict[int, str] = {}
+        forecasts: Counter[int] = Counter()
+        rows = Job.objects.waiting(*queues).values_list(
+            "queue", "pk", "priority", "project", "kind", "training_runs__forecast_seconds"
+        )
+        # One query for order and durations: a thousand jobs may wait.
+        for queue, pk, priority, project, kind, seconds in rows:
+            waiting[queue][pk] = WaitingJob(pk, priority, project, kind)
+            kinds[pk] = kind
+            forecasts[pk] += seconds or 0
+        if not any(waiting.values()):
+            return cls({queue: [] for queue in queues}, {})
+        live = live_jobs(queues, forecasts)
+        last_starts = Job.objects.last_starts(queues)
+        order = {
+            queue: whole_claim_order(
+                tuple(waiting[queue].values()),
+                tuple(job.project_id for job in live if job.queue == queue),
+                tuple(last_starts[queue].items()),
+            )
+            for queue in queues
+        }
+        return cls(order, estimate_starts(order, live, kinds, forecasts))
 
 
 def estimate_next_start(queue: str, project: Project | None) -> StartEstimate | None:
@@ -99,38 +124,44 @@ def estimate_next_start(queue: str, project: Project | None) -> StartEstimate | 
     return QueueForecast.read([queue], also=job).starts.get(NEXT_JOB)
 
 
-def estimate_starts(orders: dict[str, list[int]]) -> dict[int, StartEstimate]:
-    """Divide the remaining time of everything ahead of each job by the workers of its queue."""
-    slots = WorkerNode.objects.slots_by_queue([queue for queue, order in orders.items() if order])
+def live_jobs(queues: list[str], forecasts: Counter[int]) -> list[Job]:
+    """Return what workers hold in these queues; add the seconds that their runs are expected to take."""
+    facts = ("queue", "project", "kind", "state", "worker", "keep", "eta_seconds", "started_at")
+    rows = Job.objects.live().filter(queue__in=queues).only(*facts).order_by()
+    jobs = {}
+    # A row per run: grouped by job, databases would read all jobs.
+    for job in rows.annotate(run_seconds=models.F("training_runs__forecast_seconds")):
+        forecasts[job.pk] += job.run_seconds or 0
+        jobs[job.pk] = job
+    return list(jobs.values())
+
+
+def estimate_starts(
+    order: dict[str, Sequence[int]], live: list[Job], kinds: dict[int, str], forecasts: Counter[int]
+) -> dict[int, StartEstimate]:
+    """Divide the remaining time of everything ahead of each job by the workers of its queue.
+
+    `kinds`: of the waiting jobs. `forecasts`: the seconds that the runs of each job are expected to take.
+    """
+    slots = WorkerNode.objects.slots_by_queue([queue for queue, jobs in order.items() if jobs])
     if not slots:
         return {}
-    live = list(Job.objects.live().filter(queue__in=slots).defer("spec"))
-    expected = expected_durations(slots)
+    live = [job for job in live if job.worker in slots.get(job.queue, ())]
+    kinds = kinds | {job.pk: job.kind for job in live}
+    usual = {kind: usual_seconds(kind) for kind in {kind for pk, kind in kinds.items() if not forecasts[pk]}}
+    expected = {pk: forecasts[pk] or usual[kind] for pk, kind in kinds.items()}
     starts = {}
     for queue, workers in slots.items():
-        # A job may end between the two queries.
-        running = [job for job in live if job.queue == queue and job.worker in workers and job.pk in expected]
+        running = [job for job in live if job.queue == queue]
         count = sum(workers.values())
         ahead = sum(remaining_seconds(job, expected[job.pk]) for job in running)
-        for place, pk in enumerate(orders[queue]):
+        for place, pk in enumerate(order[queue]):
             # An idle worker takes the job at once, however long the others still work.
             seconds = 0.0 if place + len(running) < count else ahead / count
             if math.isfinite(seconds):
                 starts[pk] = StartEstimate(seconds)
             ahead += expected.get(pk, math.inf)
     return starts
-
-
-def expected_durations(queues: Iterable[str]) -> dict[int, float]:
-    """Return seconds per open job: the forecast of its runs, else the usual time of its kind."""
-    jobs = Job.objects.filter(queue__in=list(queues), state__in=[State.QUEUED, *LIVE]).order_by()
-    forecasts: Counter[int] = Counter()
-    kinds = {}
-    for pk, kind, seconds in jobs.values_list("pk", "kind", "training_runs__forecast_seconds"):
-        kinds[pk] = kind
-        forecasts[pk] += seconds or 0
-    usual = {kind: usual_seconds(kind) for kind in {kinds[pk] for pk in kinds if not forecasts[pk]}}
-    return {pk: forecasts[pk] or usual[kind] for pk, kind in kinds.items()}
 
 
 def usual_seconds(kind: str) -> float:

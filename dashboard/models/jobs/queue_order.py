@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import count
+from typing import NamedTuple
 
 # The kinds that come before all others of the same project. A training needs an imported dataset, and scores
 # show after minutes whether a further training of days is worth its time.
 EARLY_KINDS = ("import", "inspect", "evaluate", "judge")
 
 
-@dataclass(frozen=True)
-class WaitingJob:
+class WaitingJob(NamedTuple):
     """The facts that decide the position of a waiting job. `project` is None for jobs without one."""
 
     pk: int
@@ -59,3 +59,13 @@ def claim_order(
         served[project] = next(later)
         if lines[project]:
             heappush(heap, rank(project))
+
+
+@lru_cache(maxsize=8)
+def whole_claim_order(
+    waiting: tuple[WaitingJob, ...],
+    running: tuple[int | None, ...],
+    last_starts: tuple[tuple[int | None, float], ...],
+) -> tuple[int, ...]:
+    """Return the same as a whole. Pages ask for the order of the same jobs again and again."""
+    return tuple(claim_order(waiting, running, dict(last_starts)))

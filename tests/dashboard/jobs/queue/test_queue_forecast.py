@@ -7,13 +7,11 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from dashboard.models import Job, Project, TrainingRun, WorkerNode
-from dashboard.models.jobs import queue_forecast
+from dashboard.models import Job, Project, TrainingRun, User, WorkerNode
 from dashboard.models.jobs.queue_forecast import (
     QueueForecast,
     StartEstimate,
     estimate_next_start,
-    expected_durations,
 )
 
 MINUTE = 60.0
@@ -63,18 +61,24 @@ def test_running_and_earlier_jobs_are_ahead(project: Project, node: WorkerNode) 
     assert starts_in(last) == 15
 
 
-def test_a_job_that_ends_meanwhile_is_not_ahead(
-    project: Project, node: WorkerNode, monkeypatch: pytest.MonkeyPatch
+def test_the_order_follows_a_new_priority(project: Project, node: WorkerNode, mara: User) -> None:
+    add_durations(project, 10)
+    submit(project), submit(project)
+    last = submit(project)
+    assert starts_in(last) == 20
+    last.set_priority(Job.Priority.HIGH, mara)
+    assert starts_in(last) == 0
+
+
+def test_the_order_follows_a_start_of_the_project(
+    project: Project, other_project: Project, node: WorkerNode
 ) -> None:
-    submit(project)
-    waiting, running = submit(project), claim()
-
-    def end_and_read(queues: list[str]) -> dict[int, float]:
-        Job.objects.filter(pk=running.pk).update(state="succeeded", finished_at=timezone.now())
-        return expected_durations(queues)
-
-    monkeypatch.setattr(queue_forecast, "expected_durations", end_and_read)
-    assert starts_in(waiting) == 0
+    first, other = submit(project), submit(other_project)
+    assert QueueForecast.read(["cpu"]).positions == {first.pk: 1, other.pk: 2}
+    Job.objects.filter(pk=submit(project).pk).update(
+        state="succeeded", **dict.fromkeys(("started_at", "finished_at"), timezone.now())
+    )
+    assert QueueForecast.read(["cpu"]).positions == {other.pk: 1, first.pk: 2}
 
 
 def test_the_workers_share_what_is_ahead(project: Project, node: WorkerNode) -> None:
