@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from itertools import groupby, islice
 from typing import Any
 
-from django.db.models import Prefetch, Q, QuerySet
+from django.db.models import Prefetch, Q, QuerySet, prefetch_related_objects
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -34,6 +34,17 @@ SHOWN_FOR = timedelta(hours=24)
 # Waiting jobs shown per queue. The user's own jobs behind these are shown as well.
 SHOWN = 20
 ENDED_SHOWN = 20
+# The attribute of a job that holds what it works for, by its kind.
+SUBJECTS = {
+    Job.Kind.IMPORT: "dataset_versions",
+    Job.Kind.INSPECT: "base_models",
+    Job.Kind.TRAIN: "training_runs",
+    Job.Kind.EVALUATE: "evaluations",
+    Job.Kind.JUDGE: "judged_evaluations",
+    Job.Kind.SERVE: "served_base_models",
+    Job.Kind.EXPORT: "exports",
+    Job.Kind.PUSH: "hub_pushes",
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,11 @@ class QueueRow:
     position: int | None = None
     start: StartEstimate | None = None
     may_prioritise: bool = False
+
+    @property
+    def kind_label(self) -> str:
+        """Return the label of the job's kind; Django's own reads all kinds for each row."""
+        return str(Job.Kind(self.job.kind).label)
 
     @property
     def is_stop_lossless(self) -> bool:
@@ -113,7 +129,8 @@ class QueueAccess:
 
 def row_of(request: Request, pk: int) -> QueueRow:
     """Return the row of one job."""
-    return QueueAccess.for_request(request).row(with_subjects(Job.objects.all()).get(pk=pk))
+    (job,) = with_subjects(Job.objects.filter(pk=pk))
+    return QueueAccess.for_request(request).row(job)
 
 
 def board_context(request: Request) -> dict[str, Any]:
@@ -121,15 +138,16 @@ def board_context(request: Request) -> dict[str, Any]:
     access = QueueAccess.for_request(request)
     forecast = QueueForecast.read()
     shown, ended = waiting_shown(access, forecast), newest_ended(access)
-    # One fetch for the three lists, because what the jobs work for takes eight queries.
+    # One fetch for the three lists, because what the jobs work for takes a query per kind.
     wanted = Q(state__in=[*LIVE, State.INTERRUPTED]) | Q(pk__in=[*shown, *ended])
-    jobs = list(with_subjects(Job.objects.filter(wanted)))
+    jobs = with_subjects(Job.objects.filter(wanted))
     running = [access.row(job) for job in sorted(jobs, key=start_order) if job.state in LIVE]
     waiting = waiting_rows(access, forecast, [job for job in jobs if job.state in WAITING])
     by_key = {job.pk: job for job in jobs if job.is_over}
+    nodes = list(WorkerNode.objects.heard_since(SHOWN_FOR))
     hidden = {queue: len(set(order) - shown) for queue, order in forecast.order.items()}
     return {
-        "nodes": worker_rows(running),
+        "nodes": worker_rows(running, nodes),
         "may_pause": WorkerNode.objects.may_be_paused_by(request.user, request.user),
         "running": running,
         "waiting": waiting,
@@ -139,7 +157,7 @@ def board_context(request: Request) -> dict[str, Any]:
         ],
         "priorities": Job.Priority.choices,
         "ended": [access.row(by_key[pk]) for pk in ended if pk in by_key],
-        **alert_context(bool(waiting)),
+        **alert_context(nodes, something_waits=bool(waiting)),
     }
 
 
@@ -179,30 +197,35 @@ def newest_ended(access: QueueAccess) -> list[int]:
     return list(islice(readable, ENDED_SHOWN))
 
 
-def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
-    """Prefetch what the jobs work for, so that a row needs no query of its own."""
-    names = ("run__name", "run__spec", "run__rung", "run__reused_from", "run__study_arm__study__name")
-    evaluations = Evaluation.objects.select_related("run__study_arm__study").only("job", "judge_job", *names)
-    return (
-        jobs.select_related("project", "created_by")
-        .defer("spec")
-        .prefetch_related(
-            Prefetch(
-                "training_runs",
-                TrainingRun.objects.select_related("study_arm__study").only(
-                    *("name", "job", "spec", "rung", "outcome", "error_code", "reused_from"),
-                    "study_arm__study__name",
-                ),
-            ),
-            Prefetch("dataset_versions", DatasetVersion.objects.select_related("dataset").defer("report")),
-            Prefetch("base_models", BaseModel.objects.defer("census")),
-            Prefetch("exports", Export.objects.select_related("adapter")),
-            Prefetch("hub_pushes", HubPush.objects.select_related("adapter")),
-            Prefetch("served_base_models", BaseModel.objects.defer("census")),
-            Prefetch("evaluations", evaluations),
-            Prefetch("judged_evaluations", evaluations),
-        )
-    )
+def with_subjects(jobs: QuerySet[Job]) -> list[Job]:
+    """Return jobs with what they work for, so that a row needs no query of its own."""
+    found = list(jobs.select_related("project", "created_by").defer("spec"))
+    of_kind: dict[str, list[Job]] = {}
+    for job in found:
+        of_kind.setdefault(job.kind, []).append(job)
+    for kind, alike in of_kind.items():
+        prefetch_related_objects(alike, subjects(Job.Kind(kind)))
+    return found
+
+
+def subjects(kind: Job.Kind) -> Prefetch[str]:
+    """Return the prefetch of what jobs of a kind work for, named after the attribute of the job."""
+    if kind == Job.Kind.TRAIN:
+        runs = TrainingRun.objects.select_related("study_arm__study")
+        facts = ("name", "job", "spec", "rung", "outcome", "error_code", "reused_from")
+        return Prefetch("training_runs", runs.only(*facts, "study_arm__study__name"))
+    if kind in (Job.Kind.EVALUATE, Job.Kind.JUDGE):
+        evaluations = Evaluation.objects.select_related("run__study_arm__study")
+        names = ("name", "spec", "rung", "reused_from", "study_arm__study__name")
+        evaluations = evaluations.only("job", "judge_job", *(f"run__{name}" for name in names))
+        return Prefetch(SUBJECTS[kind], evaluations)
+    if kind == Job.Kind.IMPORT:
+        versions = DatasetVersion.objects.select_related("dataset").only("job", "version", "dataset__name")
+        return Prefetch(SUBJECTS[kind], versions)
+    if kind in (Job.Kind.INSPECT, Job.Kind.SERVE):
+        return Prefetch(SUBJECTS[kind], BaseModel.objects.defer("census"))
+    rows = Export.objects if kind == Job.Kind.EXPORT else HubPush.objects
+    return Prefetch(SUBJECTS[kind], rows.select_related("adapter"))
 
 
 def title_and_url(job: Job) -> tuple[str, str]:
@@ -219,36 +242,30 @@ def title_and_url(job: Job) -> tuple[str, str]:
 
 def subject_of(job: Job) -> Any:
     """Return the run, dataset version, base model or export of a job; None if it was deleted."""
-    exported = (job.exports, job.hub_pushes)
-    for rows in (job.training_runs, job.dataset_versions, job.base_models, job.served_base_models, *exported):
-        for row in rows.all():
-            return row
-    for evaluation in (*job.evaluations.all(), *job.judged_evaluations.all()):
-        return evaluation.run
-    return None
+    row = next(iter(getattr(job, SUBJECTS[job.kind]).all()), None)
+    return row.run if isinstance(row, Evaluation) else row
 
 
-def worker_rows(running: list[QueueRow]) -> list[dict[str, Any]]:
-    """Return the workers and dispatchers with a heartbeat in the last day, and the running jobs of each."""
-    alive = set(WorkerNode.objects.alive().values_list("pk", flat=True))
-    known = WorkerNode.objects.filter(heartbeat_at__gt=timezone.now() - SHOWN_FOR)
+def worker_rows(running: list[QueueRow], nodes: list[WorkerNode]) -> list[dict[str, Any]]:
+    """Return the workers and dispatchers, and the running jobs of each."""
     return [
         {
             "node": node,
-            "alive": node.pk in alive,
+            "alive": node.is_alive,  # type: ignore[attr-defined]
             "rows": [row for row in running if row.job.worker == node.name],
         }
-        for node in known
+        for node in nodes
         # A node that shut down in order needs no attention.
         if node.stopped_at is None
     ]
 
 
-def alert_context(something_waits: bool) -> dict[str, Any]:
+def alert_context(nodes: list[WorkerNode], *, something_waits: bool) -> dict[str, Any]:
     """Return which parts of the installation do not answer or hold jobs back, for the banner."""
+    alive = [node for node in nodes if node.is_alive]  # type: ignore[attr-defined]
     return {
         "unsent": Outbox.objects.overdue().exists(),
-        "stalled_queues": merge_stalled(stalled_queues()),
-        "no_dispatcher": not WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.DISPATCHER).exists(),
+        "stalled_queues": merge_stalled(stalled_queues(alive)),
+        "no_dispatcher": not any(node.kind == WorkerNode.Kind.DISPATCHER for node in alive),
         "something_waits": something_waits,
     }

@@ -142,8 +142,8 @@ def stopping_text(run: TrainingRun) -> str:
 
 def outcome_summary(job: Job) -> str:
     """Return how the runs of a job with several runs ended: "3 of 4 finished, 1 diverged"; else ""."""
-    runs = list(job.training_runs.all())
-    if len(runs) < 2 or not job.is_over:
+    runs = list(job.training_runs.all()) if job.is_over and job.kind == Job.Kind.TRAIN else []
+    if len(runs) < 2:
         return ""
     failed = [run for run in runs if run.state == State.FAILED]
     diverged = sum(run.error_code == "diverged" for run in failed)
@@ -168,7 +168,7 @@ def is_stop_lossless(job: Job) -> bool:
 
 def stop_loss_text(job: Job) -> str:
     """Return a sentence that says what stopping the job discards."""
-    runs = len(job.training_runs.all())
+    runs = len(job.training_runs.all()) if job.kind == Job.Kind.TRAIN else 0
     if is_stop_lossless(job):
         text = ngettext(
             "The job leaves the queue and does not start.",

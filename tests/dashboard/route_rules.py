@@ -102,6 +102,7 @@ RULES = {
     # Editors of the object's project; administrators have their own test.
     "?-++0-0": """
         POST queue-cancel
+        GET queue-cancel
     """,
     # Managers of the object's project.
     "?--+0--": """

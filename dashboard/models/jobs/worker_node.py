@@ -41,6 +41,11 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """Filter nodes with a recent heartbeat."""
         return self.filter(heartbeat_at__gt=db_now(-SILENT_AFTER), stopped_at=None)
 
+    def heard_since(self, age: timedelta) -> WorkerNodeQuerySet:
+        """Filter nodes with a heartbeat within `age`; annotate `is_alive`."""
+        is_alive = models.Q(heartbeat_at__gt=db_now(-SILENT_AFTER), stopped_at=None)
+        return self.filter(heartbeat_at__gt=db_now(-age)).annotate(is_alive=is_alive)
+
     def running_elsewhere(self, name: str, place: str) -> WorkerNodeQuerySet:
         """Filter live nodes of this name in another pid namespace; none if `place` is unknown."""
         others = self.alive().filter(name=name).exclude(place__in=["", place])
@@ -72,7 +77,7 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
 
     def may_be_paused_by(self, user: User, caller: Caller) -> bool:
         """Return whether the user may pause workers: superusers, and managers of all projects."""
-        if not caller.projects(Role.EDITOR).exists() and caller is not user:
+        if caller is not user and not caller.projects(Role.EDITOR).exists():
             return False  # a token that only reads
         foreign = Project.objects.exclude(pk__in=caller.projects(Role.MANAGER))
         return user.is_superuser or not foreign.exists()

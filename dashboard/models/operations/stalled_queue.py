@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from django.db import models
@@ -62,20 +62,21 @@ class StalledQueue:
         return self.reason == StallReason.PAUSED
 
 
-def stalled_queues() -> dict[str, StalledQueue]:
-    """Return the queues whose jobs cannot start now, in one query."""
+def stalled_queues(alive: Iterable[WorkerNode] | None = None) -> dict[str, StalledQueue]:
+    """Return the queues whose jobs cannot start now. `alive`: the nodes with a heartbeat, if known."""
     reasons = dict.fromkeys(Job.Queue.values, StallReason.MISSING)
-    workers = WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER)
-    for queue, draining, paused_at in workers.values_list("queue", "draining", "paused_at"):
-        reason = reasons.get(queue)
-        if reason is None:
+    if alive is None:
+        alive = WorkerNode.objects.alive().only("kind", "queue", "draining", "paused_at").order_by()
+    for node in alive:
+        reason = reasons.get(node.queue)
+        if reason is None or node.kind != WorkerNode.Kind.WORKER:
             continue  # another worker takes its jobs
-        if draining:
-            reasons[queue] = StallReason.DRAINING if reason == StallReason.MISSING else reason
-        elif paused_at:
-            reasons[queue] = StallReason.PAUSED
+        if node.draining:
+            reasons[node.queue] = StallReason.DRAINING if reason == StallReason.MISSING else reason
+        elif node.paused_at:
+            reasons[node.queue] = StallReason.PAUSED
         else:
-            del reasons[queue]
+            del reasons[node.queue]
     return {queue: StalledQueue(queue, reason) for queue, reason in reasons.items()}
 
 

@@ -7,7 +7,7 @@ from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 from django_htmx.http import HttpResponseClientRefresh
 
 from dashboard.gate import Request, is_local
@@ -28,12 +28,16 @@ def board(request: Request) -> HttpResponse:
     return render(request, "jobs/queue/_board.html", board_context(request))
 
 
-@require_POST
+@require_http_methods(["GET", "POST"])
 def cancel(request: Request, pk: int) -> HttpResponse:
-    """Stop a job; ask again if it started after the page was loaded."""
+    """Ask before a job is stopped, and stop it; ask again if it started since the question."""
     job = Job.objects.fetch_to_stop(request.user, pk)
     back = request.POST.get("next", "")
     back = back if is_local(back) else reverse("queue-index")
+    if request.method == "GET":
+        # The queue's page shows the question in a dialog.
+        template = "jobs/queue/_stop_question.html" if request.htmx else "jobs/queue/cancel.html"
+        return render(request, template, {"row": row_of(request, job.pk), "back": back})
     try:
         is_stopped = stop_job(job, request.user, seen_waiting=request.POST.get("seen") == "waiting")
     except StopRefused as refusal:

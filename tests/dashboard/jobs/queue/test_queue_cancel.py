@@ -26,8 +26,16 @@ def stop(client: Client, run: TrainingRun, **values: str) -> Any:
     return client.post(reverse("queue-cancel", args=[run.job_id]), values)
 
 
+SEEN = '<input type="hidden" name="seen" value="waiting">'
+
+
 def board(client: Client) -> str:
     return client.get(reverse("queue-board")).content.decode()
+
+
+def question(client: Client, run: TrainingRun, **headers: str) -> str:
+    address = reverse("queue-cancel", args=[run.job_id])
+    return client.get(address, headers=headers).content.decode()
 
 
 def state(run: TrainingRun) -> str:
@@ -35,8 +43,9 @@ def state(run: TrainingRun) -> str:
 
 
 def test_a_waiting_job_leaves_the_queue(editor: Client, run: TrainingRun) -> None:
-    assert LEAVES in board(editor)
-    assert '<input type="hidden" name="seen" value="waiting">' in board(editor)
+    for page in (question(editor, run), question(editor, run, hx_request="true")):
+        assert LEAVES in page
+        assert SEEN in page
     assert stop(editor, run, seen="waiting", next="/datasets/1/").url == "/datasets/1/"
     assert state(run) == "cancelled"
     stop(editor, run)
@@ -46,8 +55,8 @@ def test_a_waiting_job_leaves_the_queue(editor: Client, run: TrainingRun) -> Non
 def test_a_running_job_stops(editor: Client, run: TrainingRun) -> None:
     assert run.job
     run.job.move("claim", attempt=1)
-    assert DISCARDED in board(editor)
-    assert 'name="seen"' not in board(editor)
+    assert DISCARDED in question(editor, run)
+    assert 'name="seen"' not in question(editor, run)
     assert stop(editor, run).url == reverse("queue-index")
     assert state(run) == "cancelling"
 
@@ -79,9 +88,9 @@ def test_a_stop_names_the_number_of_its_runs(editor: Client, run: TrainingRun) -
     other = TrainingRun.objects.get(pk=run.pk)
     other.pk, other._state.adding = None, True
     other.save()
-    assert "The job leaves the queue. Its 2 runs do not start." in board(editor)
+    assert "The job leaves the queue. Its 2 runs do not start." in question(editor, run)
     Job.objects.get(pk=run.job_id).move("claim", attempt=1)
-    assert "The progress of its 2 runs is discarded." in board(editor)
+    assert "The progress of its 2 runs is discarded." in question(editor, run)
 
 
 @pytest.fixture
@@ -96,12 +105,13 @@ def test_editors_and_administrators_stop_the_inference_job_of_a_shared_model(
 ) -> None:
     address = reverse("queue-cancel", args=[shared_job.pk])
     client.force_login(vera)
-    assert client.post(address).status_code == 403
+    assert client.get(address).status_code == client.post(address).status_code == 403
     assert address not in board(client)
     root = User.objects.create_superuser("root@example.org")
     for person in (ed, otto, root):
         client.force_login(person)
         assert address in board(client)
+        assert client.get(address).status_code == 200
         assert client.post(address).status_code == 302
         shared_job.refresh_from_db()
         assert shared_job.state == "cancelled"
