@@ -31,7 +31,7 @@ from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
 from dashboard import openai_errors
-from dashboard.models import ApiToken, Project, Role, User
+from dashboard.models import ApiToken, Membership, Project, Role, User
 from dashboard.models.operations.alert import current_alerts
 
 # Routes for signed-in users who are not a member of any project.
@@ -71,13 +71,14 @@ class Request(HttpRequest):
     """The request as views of signed-in users receive it."""
 
     user: User
+    memberships: list[Membership]
     project: Project
     htmx: HtmxDetails
     api_token: ApiToken | None
 
 
 class GateMiddleware(LoginRequiredMiddleware):
-    """Requires sign-in or an API token, and sets `api_token` and `project` on the request."""
+    """Requires sign-in or an API token, and sets `api_token`, `memberships` and `project` on the request."""
 
     sync_capable = True
     async_capable = False
@@ -88,6 +89,7 @@ class GateMiddleware(LoginRequiredMiddleware):
         # A body may declare any of Python's codecs, and some cannot decode a form.
         request.encoding = settings.DEFAULT_CHARSET
         request.api_token = bearer_token(request.headers.get("Authorization", ""))  # type: ignore[attr-defined]
+        request.memberships = memberships_of(request)  # type: ignore[attr-defined]
         request.project = current_project(request)  # type: ignore[attr-defined]
         response: HttpResponse = self.get_response(request)  # type: ignore[assignment]
         is_call = request.path.startswith(API_PREFIXES)
@@ -187,26 +189,35 @@ def bearer_token(header: str) -> ApiToken | None:
     return ApiToken.objects.authenticate(secret.strip()) if kind.lower() == "bearer" and secret else None
 
 
+def memberships_of(request: HttpRequest) -> list[Membership]:
+    """Return the memberships of a signed-in user with their projects, by name of the project."""
+    if not request.user.is_authenticated:
+        return []
+    own = request.user.memberships.filter(user__is_active=True)
+    return list(own.select_related("project").order_by("project__name"))
+
+
 def current_project(request: HttpRequest) -> Project | None:
     """Return the project that a signed-in user opened last, else their first."""
-    if not request.user.is_authenticated:
-        return None
-    projects = request.user.projects()
-    return projects.filter(pk=request.session.get("project", 0)).first() or projects.first()
+    projects = [membership.project for membership in request.memberships]  # type: ignore[attr-defined]
+    opened = request.session.get("project", 0) if projects else 0
+    return next((project for project in projects if project.pk == opened), next(iter(projects), None))
 
 
 def frame(request: HttpRequest) -> dict[str, Any]:
     """Return the context of the frame around every page: current project, role and alerts."""
-    # A request that was refused early has neither.
+    # A request that was refused early has none of these.
     project, user = getattr(request, "project", None), getattr(request, "user", None)
+    memberships: list[Membership] = getattr(request, "memberships", [])
     context: dict[str, Any] = {"project": project, "projects": [], "role": None}
     if user is None or not user.is_authenticated:
         return context
     if project is not None:
-        membership = project.memberships.filter(user=user).first()
-        role = Role(membership.role) if membership else None
+        role = next(
+            Role(membership.role) for membership in memberships if membership.project_id == project.pk
+        )
         context |= {
-            "projects": list(user.projects()),
+            "projects": [membership.project for membership in memberships],
             "role": role,
             "may_edit": role in Role.EDITOR.and_above(),
             "may_manage": role in Role.MANAGER.and_above(),

@@ -98,7 +98,7 @@ class QueueAccess:
     @classmethod
     def for_request(cls, request: Request) -> QueueAccess:
         """Read the projects once per page."""
-        user, roles = request.user, request.user.roles()
+        user, roles = request.user, {own.project_id: Role(own.role) for own in request.memberships}
         readable, editable, managed = (
             {project for project, own in roles.items() if own in role.and_above()}
             for role in (Role.VIEWER, Role.EDITOR, Role.MANAGER)
