@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, Max, Min, QuerySet
+from django.db.models import Count, Max, Min, Q, QuerySet
 from django.utils import timezone
 
 from dashboard.models import Adapter, Decision, Job, Project, State, Study, TrainingRun, User
@@ -16,6 +16,16 @@ from dashboard.models.jobs.compute_use import Month, unit_label
 ROWS = 5
 # A study without a decision is listed this long.
 UNDECIDED_AGE = timedelta(days=90)
+PERSON_FIELDS = ("first_name", "last_name", "email")
+DECISION_FIELDS = (
+    *("reason", "decided_at", "study__name", "adapter__name", "adapter__version"),
+    *(f"decided_by__{field}" for field in PERSON_FIELDS),
+)
+# What the sentence about a failed run is made of.
+FAILURE_FIELDS = (
+    *("name", "outcome", "error_code", "error_message", "reused_from"),
+    *(f"job__{field}" for field in ("state", "error_code", "error_message")),
+)
 
 
 @dataclass(frozen=True)
@@ -45,18 +55,17 @@ class MonthOverview:
         outcomes: dict[str, int] = {}
         for row in endings:
             outcomes[row["outcome"]] = outcomes.get(row["outcome"], 0) + row["count"]
-        decisions = Decision.objects.with_facts().filter(project=project)
+        decisions = Decision.objects.filter(project=project).select_related("study", "adapter", "decided_by")
+        decisions = decisions.only(*DECISION_FIELDS)
         # A later change of the stage settles a proposal.
-        proposals = decisions.filter(approved=False, adapter__stage=Adapter.Stage.DRAFT)
+        is_proposal = Q(approved=False, adapter__stage=Adapter.Stage.DRAFT)
         return cls(
             month=month,
             budget=budget,
             unit=unit_label(),
             verdicts=newest_of_datasets(ended_studies(project).filter(finished_at__gte=month.begin)),
-            decisions=list(
-                decisions.filter(decided_at__gte=month.begin).exclude(pk__in=proposals.values("pk"))[:ROWS]
-            ),
-            proposals=list(proposals[:ROWS]),
+            decisions=list(decisions.filter(~is_proposal, decided_at__gte=month.begin)[:ROWS]),
+            proposals=list(decisions.filter(is_proposal)[:ROWS]),
             undecided=list(
                 ended_studies(project)
                 .select_related(None)
@@ -98,7 +107,8 @@ def newest_of_datasets(studies: QuerySet[Study]) -> list[tuple[Study, int]]:
 def failures(causes: list[Any]) -> list[dict[str, Any]]:
     """Return the most frequent causes of failed runs, with their number and the newest run."""
     causes = sorted(causes, key=lambda cause: -cause["count"])[:ROWS]
-    newest = TrainingRun.objects.select_related("job").in_bulk([cause["newest"] for cause in causes])
+    runs = TrainingRun.objects.select_related("job").only(*FAILURE_FIELDS)
+    newest = runs.in_bulk([cause["newest"] for cause in causes])
     return [{"count": cause["count"], "run": newest[cause["newest"]]} for cause in causes]
 
 
@@ -106,5 +116,7 @@ def waiting_people(project: Project) -> list[dict[str, Any]]:
     """Return who has waiting jobs, the longest wait first: person, number of jobs, and since when."""
     queued = Job.objects.filter(project=project, state=State.QUEUED).order_by()
     rows = queued.values("created_by").annotate(count=Count("pk"), since=Min("created_at")).order_by("since")
-    people = User.objects.in_bulk([row["created_by"] for row in rows if row["created_by"]])
+    people = User.objects.only(*PERSON_FIELDS).in_bulk(
+        [row["created_by"] for row in rows if row["created_by"]]
+    )
     return [{**row, "person": people.get(row["created_by"])} for row in rows]

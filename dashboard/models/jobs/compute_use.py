@@ -92,18 +92,20 @@ def _device_usage(events: QuerySet[JobEvent]) -> Iterator[DeviceUsage]:
 
 def reserved_seconds(project: Project) -> float:
     """Return the forecast seconds of waiting and running work, and of runs that open studies will queue."""
-    runs = project.training_runs.active()
+    runs = project.training_runs.order_by()
+    facts = list(runs.active().values_list("pk", "job__attempt", "forecast_seconds"))
     # Many may wait; before the first attempt the forecast alone is enough.
-    waiting = runs.filter(job__attempt=0).values_list("forecast_seconds", flat=True)
-    started = runs.filter(job__attempt__gt=0).select_related("dataset_version")
+    waiting = sum(seconds or 0.0 for _pk, attempt, seconds in facts if not attempt)
+    begun = runs.filter(pk__in=[pk for pk, attempt, _seconds in facts if attempt])
+    begun = begun.select_related("dataset_version").only("spec", "forecast", "dataset_version__splits")
     planned = Prefetch("arms__runs", project.training_runs.only("project", "study_arm", "rung", "forecast"))
     scores = project.evaluations.select_related("job").only("project", "run", "subject", "job__state")
     studies = project.studies.filter(finished_at=None, cancelled_at=None).prefetch_related(
         planned, Prefetch("arms__runs__evaluations", scores)
     )
     return (
-        sum(seconds or 0.0 for seconds in waiting)
-        + sum(run.seconds_left for run in started.prefetch_related("metric_series"))
+        waiting
+        + sum(run.seconds_left for run in begun.prefetch_related("metric_series"))
         + sum(study.remaining_seconds for study in studies)
     )
 

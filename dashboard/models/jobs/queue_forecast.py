@@ -78,7 +78,7 @@ class QueueForecast:
     def for_job(cls, job: Job | None) -> QueueForecast:
         """Read the queue in which the job waits; empty for a job that does not wait."""
         waits = job is not None and job.state == State.QUEUED
-        return cls.read([job.queue]) if job is not None and waits else cls({}, {})
+        return cls.read([job.queue] if job is not None and waits else [])
 
     def estimate_for(self, job: Job | None) -> tuple[int | None, StartEstimate | None]:
         """Return a job's position and estimated start; None for what is unknown."""
@@ -90,6 +90,8 @@ class QueueForecast:
     ) -> QueueForecast:
         """Read the present state in a fixed number of queries for all queues. `also` is added to each."""
         queues = list(queues)
+        if not queues:
+            return cls({}, {})
         waiting: dict[str, dict[int, WaitingJob]] = {
             queue: {also.pk: also} if also else {} for queue in queues
         }

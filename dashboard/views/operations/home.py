@@ -29,7 +29,7 @@ from dashboard.models import (
 from dashboard.models.jobs.compute_budget import BudgetStatus, budget_raise_hint
 from dashboard.models.jobs.queue_forecast import QueueForecast
 from dashboard.models.operations.stalled_queue import merge_stalled, stalled_queues
-from dashboard.presenters.month_overview import MonthOverview
+from dashboard.presenters.month_overview import FAILURE_FIELDS, MonthOverview
 from dashboard.presenters.study_grid import grid_of
 
 ROWS = 5
@@ -51,7 +51,7 @@ def index(request: Request) -> HttpResponse:
         **running_work(request),
     }
     status = None
-    if checklist is None and request.user.has_role(Role.MANAGER, project.pk):
+    if checklist is None and is_manager(request):
         status = BudgetStatus.for_project(project)
         # The month names the verdicts by dataset.
         context |= month_context(project, status)
@@ -59,6 +59,11 @@ def index(request: Request) -> HttpResponse:
         context["verdicts"] = verdicts(project)
     context["budget"] = nearly_used_budget(project, request.user, status)
     return render(request, "operations/home/index.html", context)
+
+
+def is_manager(request: Request) -> bool:
+    """Return whether the user manages the current project."""
+    return any(own.project == request.project and own.role == Role.MANAGER for own in request.memberships)
 
 
 def month_context(project: Project, status: BudgetStatus) -> dict[str, Any]:
@@ -92,10 +97,11 @@ def running_work(request: Request) -> dict[str, Any]:
     runs = runs.order_by(is_waiting, "pk")[:ROWS]
     studies = Study.objects.with_facts().filter(project=request.project).unfinished()[:ROWS]
     own = Job.objects.filter(project=request.project, created_by=request.user, state=State.QUEUED)
-    waiting = list(own.only("pk", "queue"))
-    queues = {job.queue for job in waiting}
+    # In no order: by number, databases would read all jobs of the project.
+    waiting = dict(own.order_by().values_list("pk", "queue"))
+    queues = set(waiting.values())
     starts = QueueForecast.read(queues).starts
-    known_starts = [starts[job.pk] for job in waiting if starts.get(job.pk)]
+    known_starts = [starts[pk] for pk in waiting if pk in starts]
     stalled = {name: queue for name, queue in stalled_queues().items() if name in queues}
     return {
         "running": runs,
@@ -140,18 +146,22 @@ def recent_failures(project: Project) -> dict[str, Any]:
     # By time as well as number: the index is in the order of time.
     failed_runs = failed_runs.order_by("-created_at", "-pk")
     return {
-        "imports": failed_imports.select_related("dataset", "job")[:ROWS],
-        "runs": failed_runs.select_related("job")[:ROWS],
+        "imports": failed_imports.select_related("dataset", "job").only(
+            "version", "created_at", "dataset__name", "job__error_message"
+        )[:ROWS],
+        "runs": failed_runs.select_related("job").only(*FAILURE_FIELDS, "created_at")[:ROWS],
     }
 
 
 def results(project: Project) -> list[dict[str, Any]]:
     """Return the newest adapters outside of studies, with the scores of base model and adapter."""
     # The state is asked below: databases would start from all jobs that have succeeded.
-    scored = models.Prefetch("run__evaluations", Evaluation.objects.with_jobs())
+    scored = Evaluation.objects.exclude(adapter=None).select_related("job", "base_evaluation__job")
+    facts = ("run", "adapter", "rows", "metrics", "job__state")
+    scored = scored.only(*facts, "base_evaluation__metrics", "base_evaluation__job__state")
     adapters = Adapter.objects.select_related("run").filter(project=project, run__study_arm=None)
     adapters = adapters.only("name", "version", "size_bytes", "created_at", "run__name")
-    adapters = adapters.prefetch_related(scored)[:ROWS]
+    adapters = adapters.prefetch_related(models.Prefetch("run__evaluations", scored))[:ROWS]
     return [{"adapter": adapter, **scores(list(adapter.run.evaluations.all()))} for adapter in adapters]
 
 
@@ -164,13 +174,13 @@ def verdicts(project: Project) -> list[dict[str, Any]]:
 
 def scores(evaluations: list[Evaluation]) -> dict[str, Any]:
     """Return the exact match of base model and adapter, or nothing unless both are evaluated."""
-    ended = [one for one in evaluations if one.adapter_id and one.state == State.SUCCEEDED]
+    ended = [one for one in evaluations if one.state == State.SUCCEEDED]
     tuned = max(ended, key=lambda one: one.pk, default=None)
-    both = tuned.scores() if tuned else {}
-    if tuned is None or "base" not in both:
+    base = tuned.base_evaluation if tuned else None
+    if tuned is None or base is None or base.state != State.SUCCEEDED:
         return {}
     return {
-        "base": both["base"].get("exact_match"),
-        "tuned": both["adapter"].get("exact_match"),
+        "base": base.metrics.get("exact_match"),
+        "tuned": tuned.metrics.get("exact_match"),
         "rows": tuned.rows,
     }
