@@ -242,7 +242,7 @@ def title_and_url(job: Job) -> tuple[str, str]:
 
 def subject_of(job: Job) -> Any:
     """Return the run, dataset version, base model or export of a job; None if it was deleted."""
-    row = next(iter(getattr(job, SUBJECTS[job.kind]).all()), None)
+    row = next(iter(getattr(job, SUBJECTS[Job.Kind(job.kind)]).all()), None)
     return row.run if isinstance(row, Evaluation) else row
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
@@ -66,7 +66,7 @@ def format_roughly(seconds: float) -> str:
 class QueueForecast:
     """The waiting jobs of each queue in the order of claims, with estimated starts where possible."""
 
-    order: dict[str, Sequence[int]]
+    order: dict[str, tuple[int, ...]]
     starts: dict[int, StartEstimate]
 
     @property
@@ -106,7 +106,7 @@ class QueueForecast:
             kinds[pk] = kind
             forecasts[pk] += seconds or 0
         if not any(waiting.values()):
-            return cls({queue: [] for queue in queues}, {})
+            return cls(dict.fromkeys(queues, ()), {})
         live = live_jobs(queues, forecasts)
         last_starts = Job.objects.last_starts(queues)
         order = {
@@ -133,13 +133,13 @@ def live_jobs(queues: list[str], forecasts: Counter[int]) -> list[Job]:
     jobs = {}
     # A row per run: grouped by job, databases would read all jobs.
     for job in rows.annotate(run_seconds=models.F("training_runs__forecast_seconds")):
-        forecasts[job.pk] += job.run_seconds or 0
+        forecasts[job.pk] += job.run_seconds or 0  # type: ignore[attr-defined]
         jobs[job.pk] = job
     return list(jobs.values())
 
 
 def estimate_starts(
-    order: dict[str, Sequence[int]], live: list[Job], kinds: dict[int, str], forecasts: Counter[int]
+    order: dict[str, tuple[int, ...]], live: list[Job], kinds: dict[int, str], forecasts: Counter[int]
 ) -> dict[int, StartEstimate]:
     """Divide the remaining time of everything ahead of each job by the workers of its queue.
 
