@@ -298,7 +298,8 @@ STORAGES = {
 
 # Work ----------------------------------------------------------------------------------------------------
 
-# OpenMP threads of a training process; 0 leaves one core to the web.
+# Trainings at once on a machine without a GPU, and OpenMP threads of each; 0 divides the cores among them.
+CPU_TRAININGS = max(1, env.int("CPU_TRAININGS", default=min(2, len(os.sched_getaffinity(0)))))
 ENGINE_THREADS = env.int("ENGINE_THREADS", default=0)
 # Minutes for which an idle worker keeps a process with the engine's libraries loaded; 0: it never does.
 ENGINE_PRELOAD_MINUTES = env.int("ENGINE_PRELOAD_MINUTES", default=15)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from billiard import current_process
 from celery import Task
 from celery.signals import worker_process_init
 from django.conf import settings
@@ -41,8 +42,11 @@ CLAIM_RETRY_SECONDS = 1.0
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def preload_engine(**_kwargs: object) -> None:
-    """Start a training node's fork server, so that the first training starts as fast as the others."""
-    if Job.Queue.GPU in app.amqp.queues.consume_from:
+    """Start a training node's fork server, so that the first training starts as fast as the others.
+
+    Only the first pool process does: two at once would keep the cores from the site's first minute.
+    """
+    if Job.Queue.GPU in app.amqp.queues.consume_from and not _pool_index():
         with suppress(OSError):
             forked_engine.server(environment(Job.Kind.TRAIN, Path()))
 
@@ -88,9 +92,14 @@ def _claim(queue: str, node: str) -> Job | None:
     return Job.objects.claim(
         queue,
         worker=row_name(node),
-        slot=device_lock.slot_name(node) if queue == Job.Queue.GPU else None,
+        slot=device_lock.slot_name(node, _pool_index()) if queue == Job.Queue.GPU else None,
         **holder(),
     )
+
+
+def _pool_index() -> int:
+    """Return the number of this pool process; one that replaces a dead one has its number."""
+    return int(getattr(current_process(), "index", 0))
 
 
 def attempt(job: Job, is_draining_requested: Callable[[], bool]) -> None:

@@ -25,10 +25,10 @@ class DeviceBusy(Exception):
     """The process of an earlier attempt does not die, so its device is not free."""
 
 
-def slot_name(node: str) -> str:
-    """Return a node's slot; nodes of one name in two containers have two slots."""
-    place = here()
-    return f"{node}/{place.tag}" if place else node
+def slot_name(node: str, index: int = 0) -> str:
+    """Return the slot of a node's pool process. Nodes of one name in two containers share none."""
+    place, own = here(), f"#{index + 1}" if index else ""
+    return f"{node}/{place.tag}{own}" if place else f"{node}{own}"
 
 
 def acquire(slot: str, pid: int) -> None:

@@ -188,7 +188,7 @@ def environment(kind: str, out_dir: Path) -> dict[str, str]:
     """Return the engine's environment: paths of programs and models, and the number of threads."""
     variables = {name: os.environ[name] for name in ENGINE_VARIABLES if name in os.environ}
     cores = len(os.sched_getaffinity(0))
-    threads = str(settings.ENGINE_THREADS or max(1, cores - 1))
+    threads = str(settings.ENGINE_THREADS or max(1, cores // settings.CPU_TRAININGS))
     if kind == Job.Kind.SERVE:
         # A training on the same cores goes on.
         threads = str(max(1, cores // 4))

@@ -92,7 +92,9 @@ def is_draining() -> bool:
 def describe_device(queue: str) -> dict[str, Any]:
     """Return the device's name, its memory in bytes, the GPU's number, and whether it loads 4-bit models."""
     cores = len(os.sched_getaffinity(0))
-    cpu = (f"CPU, {cores} cores ({platform.machine()})", psutil.virtual_memory().total, None)
+    # Trainings at once share the memory.
+    memory = psutil.virtual_memory().total // (settings.CPU_TRAININGS if queue == Job.Queue.GPU else 1)
+    cpu = (f"CPU, {cores} cores ({platform.machine()})", memory, None)
     device, memory, gpu = (_first_gpu() if queue == Job.Queue.GPU else None) or cpu
     return {"device": device, "memory_bytes": memory, "gpu": gpu, "loads_4bit": loads_4bit(gpu)}
 

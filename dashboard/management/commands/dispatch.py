@@ -106,7 +106,7 @@ class Dispatcher:
         self.queue_chores = (
             Chore(self.beat, 2.0),
             Chore(self.recover_jobs, 2.0),
-            Chore(self.wake_past_paused),
+            Chore(self.wake_past_paused, 2.0),
             Chore(self.wake_again, 3.0),
             Chore(self.tick, 15.0),
         )
@@ -160,15 +160,16 @@ class Dispatcher:
 
     def publish(self) -> int:
         """Send the wake-ups of the outbox and return their count; record whether the broker answers."""
-        entries = list(Outbox.objects.unsent()[:BATCH]) if self.leads else []
+        waiting = Outbox.objects.unsent().values_list("pk", "job", "job__queue")
+        entries = list(waiting[:BATCH]) if self.leads else []
         now = time.monotonic()
         if now < self.next_broker_ping and (self.broker_silent or not entries):
             return 0
         sent: list[int] = []
         try:
-            for entry in entries:
-                wake(entry.job)
-                sent.append(entry.pk)
+            for pk, job, queue in entries:
+                wake(job, queue)
+                sent.append(pk)
             if not entries:
                 ping_broker()
         except (OperationalError, RedisError, OSError) as error:
@@ -227,12 +228,13 @@ class Dispatcher:
                 Job.objects.unclaimed().wake_idle(queue)
 
     def wake_past_paused(self) -> None:
-        """Wake idle nodes each second while a node that cannot run the jobs takes their wake-ups."""
+        """Wake idle nodes every two seconds while a node that cannot run the jobs takes their wake-ups."""
         if not self.leads:
             return
-        nodes = list(WorkerNode.objects.alive().exclude(queue=""))
-        queues = {node.queue for node in nodes if node.paused_at}
-        quantizing = {node.queue for node in nodes if node.loads_4bit}
+        nodes = WorkerNode.objects.alive().exclude(queue="").exclude(paused_at=None, loads_4bit=False)
+        found = set(nodes.order_by().values_list("queue", "paused_at", "loads_4bit"))
+        queues = {queue for queue, paused_at, _loads_4bit in found if paused_at}
+        quantizing = {queue for queue, _paused_at, loads_4bit in found if loads_4bit}
         queues |= {
             queue for queue in quantizing if Job.objects.waiting(queue).filter(needs_4bit=True).exists()
         }
@@ -268,9 +270,9 @@ class Dispatcher:
         WorkerNode.objects.filter(name=self.name).update(stopped_at=Now(), leads_until=None)
 
 
-def wake(job: Job) -> None:
+def wake(job: int, queue: str) -> None:
     """Publish one wake-up. A second one is harmless: workers claim jobs in the database."""
-    app.send_task("workers.tasks.work", args=[job.pk], queue=job.queue)
+    app.send_task("workers.tasks.work", args=[job], queue=queue)
 
 
 def ping_broker() -> None:

@@ -223,7 +223,7 @@ def program_list(listener: socket.socket, broker: Path | None) -> list[Program]:
     ]
     for index, device in enumerate(devices()):
         own = {**environment, "CUDA_VISIBLE_DEVICES": device} if device else environment
-        programs.append(worker(f"gpu{index}", "gpu", 1, own))
+        programs.append(worker(f"gpu{index}", "gpu", 1 if device else settings.CPU_TRAININGS, own))
     return programs
 
 

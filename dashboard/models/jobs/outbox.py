@@ -19,7 +19,7 @@ class OutboxQuerySet(models.QuerySet["Outbox"]):
 
     def unsent(self) -> OutboxQuerySet:
         """Filter unpublished wake-ups, oldest first."""
-        return self.filter(sent_at=None).select_related("job").order_by("pk")
+        return self.filter(sent_at=None).order_by("pk")
 
     def overdue(self) -> OutboxQuerySet:
         """Filter unpublished wake-ups of waiting jobs, older than UNSENT_AFTER."""

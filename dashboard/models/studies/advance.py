@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dashboard.models.adapters.adapter import Adapter, AdapterQuerySet
 from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.jobs.job import Job
+from dashboard.models.jobs.worker_node import WorkerNode
 from dashboard.models.studies.forecast import remaining_training_seconds, seconds_queued
 from dashboard.models.studies.looks import Look, is_time_spent, open_arms
 from dashboard.models.studies.reuse import left_to_score, reuse_run
@@ -20,6 +21,7 @@ from dashboard.models.studies.study_arm import StudyArm
 from dashboard.models.training.forecast import forecast_runs
 from dashboard.models.training.training_run import TrainingRun
 from workers.contract.hyperparameters import Hyperparameters
+from workers.forecasting.training_cost import expected_seconds
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
@@ -126,7 +128,7 @@ def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = 
     # A short run of the search publishes no adapter, so it has none to reuse.
     reused = [run for run in frozen if study.reuse and run.rung is None and reuse_run(run)]
     runs = [run for run in frozen if run not in reused]
-    for place, batch in enumerate(batches(runs, [run.requires_dedicated_base for run in runs])):
+    for place, batch in enumerate(training_batches(runs)):
         job = Job.objects.submit(
             Job.Kind.TRAIN,
             {"specs": [run.spec for run in batch]},
@@ -138,6 +140,21 @@ def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = 
             run.job = job
             run.save()
     return reused + runs
+
+
+def training_batches(runs: Sequence[TrainingRun]) -> list[list[TrainingRun]]:
+    """Group the runs of a seed by job, each on one loaded base: a part of about equal time for each worker.
+
+    A run that cannot share a base model has a job of its own.
+    """
+    workers = sum(WorkerNode.objects.slots_by_worker(Job.Queue.GPU).values())
+    jobs: list[list[TrainingRun]] = []
+    for batch in batches(runs, [run.requires_dedicated_base for run in runs]):
+        parts: list[list[TrainingRun]] = [[] for _ in range(max(1, min(workers, len(batch))))]
+        for run in sorted(batch, key=lambda run: -expected_seconds(run.forecast)):
+            min(parts, key=lambda part: sum(expected_seconds(one.forecast) for one in part)).append(run)
+        jobs += [sorted(part, key=batch.index) for part in parts]
+    return jobs
 
 
 def batches(items: Sequence[Item], alone: Sequence[bool]) -> list[list[Item]]:

@@ -310,7 +310,8 @@ def adapter_dtype_bytes(dtype: str, hyperparameters: Hyperparameters) -> int:
 def device_threads(device: str) -> int:
     """Return the threads that the engine takes on a node whose device is "CPU, 8 cores"."""
     cores = re.search(r"(\d+) core", device)
-    return int(settings.ENGINE_THREADS) or max(1, int(cores.group(1)) - 1 if cores else 1)
+    count = int(cores.group(1)) if cores else 1
+    return int(settings.ENGINE_THREADS) or max(1, count // int(settings.CPU_TRAININGS))
 
 
 def forecast_run(run: TrainingRun) -> dict[str, Any]:

@@ -121,6 +121,18 @@ def test_each_visible_gpu_gets_a_worker(
     assert start.devices() == found
 
 
+@pytest.mark.parametrize(("visible", "processes"), [("", ["3"]), ("0,1", ["1", "1"])])
+def test_a_cpu_trains_as_many_at_once_as_set_and_a_gpu_one(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, visible: str, processes: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    settings.CPU_TRAININGS = 3
+    with socket.socket() as listener:
+        programs = start.program_list(listener, None)
+    options = [program.run.args[0] for program in programs if "gpu" in program.name]  # type: ignore[union-attr]
+    assert [own[own.index("-c") + 1] for own in options] == processes
+
+
 def test_restarts_slow_down_and_end_after_six() -> None:
     child = processes.Child(processes.Program("p", ["true"]), "")
     assert [child.schedule_restart(now) for now in (0.0, 1.0, 3.0, 6.0, 11.0)] == [0, 1, 2, 4, 8]

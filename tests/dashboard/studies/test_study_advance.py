@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from dashboard.models import BaseModel, Dataset, Job, Project, Study, User
+from dashboard.models import BaseModel, Dataset, Job, Project, Study, User, WorkerNode
 from tests.dashboard.conftest import make_checkpoint
 from tests.dashboard.studies.factories import make_study
 from workers.contract.errors import SpecError
@@ -59,3 +59,18 @@ def test_cancel_by_a_user_stops_every_job(jobs: list[Job], ed: User) -> None:
     jobs[1].request_cancel(ed, "checkpoint")
     Study.objects.get().request_cancel(ed)
     assert stop_requests(jobs) == ["cancel"] * 3
+
+
+def test_workers_share_the_arms_of_each_seed(
+    project: Project, dataset: Dataset, base_model: BaseModel, ed: User
+) -> None:
+    WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=1, processes=2)
+    study = make_study(
+        project, dataset, base_model, by=ed, slugs=("efficient", "mlp", "quality"), seeds=[1, 2]
+    )
+    jobs = [
+        [run.study_arm.name for run in job.training_runs.order_by("pk")]  # type: ignore[union-attr]
+        for job in study.jobs().order_by("pk")
+    ]
+    # The longest alone, the others together in the order of the plan.
+    assert jobs == [["quality"], ["efficient", "mlp"]] * 2

@@ -43,14 +43,14 @@ def test_engine_ends_with_its_worker_and_the_job_goes_on(
         job.refresh_from_db()
         job.requeue_or_fail()
         Job.objects.filter(pk=job.pk).update(run_after=F("created_at"))
-        wake(job)
+        wake(job.pk, job.queue)
 
     def wait_for_interruption() -> None:
         wait_until(lambda: Job.objects.get(pk=job.pk).state == State.INTERRUPTED, "the job is released", 30)
 
     # SIGTERM: the engine saves a checkpoint, and the job is released.
     with running_worker() as worker:
-        wake(job)
+        wake(job.pk, job.queue)
         engine = wait_for_step(2)
         worker.terminate()
         worker.wait(timeout=60)

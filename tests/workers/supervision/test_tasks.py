@@ -24,6 +24,8 @@ from dashboard.models import (
 )
 from tests.conftest import make_run
 from tests.workers.conftest import claim, kill_engine, run_script, run_until
+from workers.supervision import device_lock
+from workers.supervision.orphaned_jobs import holder
 from workers.tasks import attempt
 
 WorkOff = Callable[[str], Job]
@@ -181,6 +183,16 @@ def test_drain_interrupts_the_job(
     attempt(job, lambda: True)
     job.refresh_from_db()
     assert (job.state, job.failed_attempts) == (State.INTERRUPTED, 0)
+
+
+def test_each_pool_process_of_a_node_holds_one_job(
+    real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User
+) -> None:
+    for _ in range(3):
+        make_run(project, real_dataset, real_base, by=ed)
+    slots = [device_lock.slot_name("gpu0@here", index) for index in (0, 1, 1)]
+    claimed = [Job.objects.claim("gpu", worker="gpu0@here", slot=slot, **holder()) for slot in slots]
+    assert [job is not None for job in claimed] == [True, True, False]
 
 
 @pytest.fixture
