@@ -59,6 +59,10 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """Return the number of concurrent jobs per worker that claims jobs of a queue."""
         return dict(self.accepting_jobs().filter(queue=queue).values_list("name", "processes"))
 
+    def count_slots(self, queue: str) -> int:
+        """Return the number of jobs of a queue that can run at once."""
+        return sum(self.slots_by_worker(queue).values())
+
     def slots_by_queue(self, queues: Sequence[str]) -> dict[str, dict[str, int]]:
         """Return the same for each of these queues that has a worker."""
         slots: dict[str, dict[str, int]] = {}

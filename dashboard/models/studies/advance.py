@@ -147,7 +147,7 @@ def training_batches(runs: Sequence[TrainingRun]) -> list[list[TrainingRun]]:
 
     A run that cannot share a base model has a job of its own.
     """
-    workers = sum(WorkerNode.objects.slots_by_worker(Job.Queue.GPU).values())
+    workers = WorkerNode.objects.count_slots(Job.Queue.GPU)
     jobs: list[list[TrainingRun]] = []
     for batch in batches(runs, [run.requires_dedicated_base for run in runs]):
         parts: list[list[TrainingRun]] = [[] for _ in range(max(1, min(workers, len(batch))))]

@@ -1,6 +1,6 @@
 """Studies: several choices of target modules, trained on the same data and base model, compared in pairs.
 
-A study has arms, an arm has one run per seed, and all arms of a seed train in one job on one loaded base.
+A study has arms, and an arm has one run per seed. The workers share the arms of a seed, one job each.
 `Study.advance` queues whatever the ended jobs allow; it may be called at any time.
 """
 

@@ -16,6 +16,7 @@ from dashboard.models.jobs.compute_budget import Charge
 from dashboard.models.jobs.compute_use import HOUR
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.queue_forecast import StartEstimate, estimate_next_start
+from dashboard.models.jobs.worker_node import WorkerNode
 from dashboard.models.studies.forecast import PlanForecast, StudyForecaster
 from dashboard.models.studies.plan import MOST_TEST_ROWS, ArmPlan
 from dashboard.models.training.forecast import Forecast, RunForecaster
@@ -42,9 +43,9 @@ class ArmCost:
 class Costs:
     """The costs of the whole study on the device that suits it.
 
-    `first_look`: time until the first look, None if that is the end. `seeds_within`: seeds that start in the
-    hours allowed. `seconds_of_more_seeds`, `seconds_of_more_rows`: the computing time of 2 more seeds, and
-    that of twice the test rows as far as the dataset has them.
+    `workers`: trainings at once. `first_look`: time until the first look, None if that is the end.
+    `seeds_within`: seeds that start in the hours allowed. `seconds_of_more_seeds`, `seconds_of_more_rows`:
+    the computing time of 2 more seeds, and that of twice the test rows as far as the dataset has them.
     """
 
     arms: tuple[ArmCost, ...]
@@ -53,6 +54,7 @@ class Costs:
     disk_bytes: int
     device: str
     start: StartEstimate | None
+    workers: int
     charge: Charge
     train_rows: int
     first_look: PlanForecast | None
@@ -92,9 +94,9 @@ class Costs:
 
     @property
     def finishes_at(self) -> datetime:
-        """Return the end of the last evaluation if no other job comes between."""
+        """Return the end of the last evaluation when the workers share the work without other jobs."""
         waits = self.start.seconds if self.start else 0.0
-        return timezone.now() + timedelta(seconds=waits + self.plan.seconds["expected"])
+        return timezone.now() + timedelta(seconds=waits + self.plan.seconds["expected"] / self.workers)
 
     @property
     def too_large(self) -> list[str]:
@@ -116,7 +118,7 @@ def plan_costs(
     pattern: str = "",
     runs: RunForecaster | None = None,
 ) -> Costs:
-    """Return time, disk and parameters: the arms of a seed train in one job, one seed after the other."""
+    """Return time, disk and parameters: the workers share the arms of a seed."""
     forecaster = StudyForecaster.load(base_model, version, arms, metric, pattern, runs=runs)
     plan = forecaster.plan(seeds=seeds, rates=rates, test_rows=test_rows)
     first = look_sizes(seeds)[0]
@@ -135,6 +137,7 @@ def plan_costs(
         disk_bytes=kept * seeds + working * max(1, rates),
         device=plan.arms[0].main.device,
         start=estimate_next_start(Job.Queue.GPU, project),
+        workers=min(max(1, WorkerNode.objects.count_slots(Job.Queue.GPU)), len(arms)),
         # Each run is charged for its own loading, even if runs share a job.
         charge=Charge.for_work(project, charge, by),
         train_rows=int(version.splits.get("train", 0)) if version else 0,

@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 
 from dashboard.forms.studies.study_costs import StudyPlan
-from dashboard.models import BaseModel, Dataset, DatasetVersion, EvaluationItem, Project, Study, User
+from dashboard.models import (
+    BaseModel,
+    Dataset,
+    DatasetVersion,
+    EvaluationItem,
+    Project,
+    Study,
+    User,
+    WorkerNode,
+)
 from dashboard.models.studies.planning.costs import plan_costs
 from dashboard.models.studies.planning.power import PlanPower, Power, power_of
 from tests.conftest import make_base_model
@@ -164,6 +174,17 @@ def test_more_seeds_cost_what_a_longer_plan_costs(
     )
     added = five.plan.seconds["expected"] - three.plan.seconds["expected"]
     assert three.seconds_of_more_seeds == pytest.approx(added, rel=0.05)
+
+
+def test_two_workers_end_a_study_in_half_the_time(
+    project: Project, version: DatasetVersion, base_model: BaseModel, ed: User
+) -> None:
+    WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=1, processes=2)
+    costs = plan_costs(
+        project, ed, base_model, version, make_arms("mlp", "quality"), seeds=3, rates=0, test_rows=2
+    )
+    seconds = (costs.finishes_at - timezone.now()).total_seconds()
+    assert seconds == pytest.approx(costs.plan.seconds["expected"] / 2, abs=2)
 
 
 # Measured by earlier studies
