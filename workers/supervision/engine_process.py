@@ -93,7 +93,7 @@ class EngineProcess:
             umask=0o027,
         )
         engine = cls(process, log)
-        limit(process.pid, yields_to_trainings=job.kind == Job.Kind.SERVE)
+        limit(process.pid, is_inference=job.kind == Job.Kind.SERVE)
         threading.Thread(target=engine._read, daemon=True).start()
         envelope = {"parent": os.getpid(), "spec": job.spec, "ended": ended, "attempt": job.attempt}
         engine.send(envelope | private)

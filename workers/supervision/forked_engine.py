@@ -157,9 +157,10 @@ def fork_engine(command: Any, cwd: Any, environment: Any, streams: list[int]) ->
     return None
 
 
-def limit(pid: int, *, yields_to_trainings: bool = False) -> None:
+def limit(pid: int, *, is_inference: bool = False) -> None:
     """Lower a process's priority, let the kernel kill it first for lack of memory, and forbid core dumps."""
-    nice, oom_score = (10, "800") if yields_to_trainings else (5, "500")
+    # People wait for an inference job's answers, and a killed one starts again with the next prompt.
+    nice, oom_score = (5, "800") if is_inference else (10, "500")
     with contextlib.suppress(OSError, psutil.Error):
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
         psutil.Process(pid).nice(nice)

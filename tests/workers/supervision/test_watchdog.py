@@ -124,15 +124,18 @@ def test_reused_pid_is_not_killed() -> None:
     other.wait()
 
 
-def test_engine_has_oom_score_and_no_core_dump(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_has_a_low_priority_an_oom_score_and_no_core_dump(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = """
 import resource
 time.sleep(0.5)
 seen = [open("/proc/self/oom_score_adj").read().strip(), resource.getrlimit(resource.RLIMIT_CORE)[0]]
+seen.append(os.getpriority(os.PRIO_PROCESS, 0))
 emit("Failure", code="bad_model", message=json.dumps(seen))
 """
     ended = run_script(script, job, monkeypatch)
-    assert ended.error == {"code": "bad_model", "message": '["500", 0]'}
+    assert ended.error == {"code": "bad_model", "message": '["500", 0, 10]'}
 
 
 def test_engine_gets_the_arms_that_have_ended(
