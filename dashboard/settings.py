@@ -224,7 +224,13 @@ CACHES = {
         "LOCATION": "cache",
         # A full cache drops live entries, for example sign-in attempts. Django's default is 300.
         "OPTIONS": {"MAX_ENTRIES": 100_000},
-    }
+    },
+    # Parts of pages, some 50 kB each, in each process; their keys change with what they show.
+    "rendered": {
+        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+        "TIMEOUT": 3600,
+        "OPTIONS": {"MAX_ENTRIES": 200},
+    },
 }
 
 # The broker's address; unset means the embedded Valkey on a private socket.

@@ -52,6 +52,8 @@ def open(request: HttpRequest, secret: str) -> HttpResponse:
     link = ShareLink.objects.with_secret(secret)
     if link is None:
         return missed(request)
-    study = Study.objects.with_facts().get(pk=link.study_id)
-    context = {**report_context(study, request.GET, with_rows=link.with_rows), "anonymous": True}
+    study = Study.objects.with_names().get(pk=link.study_id)
+    context: dict[str, object] = {"study": study}
+    if study.is_over and study.result.arms:
+        context |= report_context(request, study, anonymous=True, with_rows=link.with_rows)
     return unlisted(render(request, "studies/shared.html", context))

@@ -30,7 +30,8 @@ from dashboard.models.studies.results.verdict_sentence import advised_seeds
 from dashboard.presenters.playground import study_adapters, try_url
 from dashboard.presenters.study_grid import grid_of
 from dashboard.views.evaluations.evaluations import unscored_study_notice
-from dashboard.views.studies.study_results import result_context
+from dashboard.views.studies.ended_study import EndedStudy
+from dashboard.views.studies.study_results import ended_context
 from dashboard.views.training.launch import launched_once
 from workers.contract.errors import SpecError, TargetError
 
@@ -173,16 +174,20 @@ def index(request: Request) -> HttpResponse:
 
 @require_GET
 def detail(request: Request, pk: int) -> HttpResponse:
-    study = Study.objects.with_facts().fetch(request.user, pk)
-    may_edit = request.user.has_role(Role.EDITOR, study.project_id)
-    context = {
-        **grid_context(study, may_edit=may_edit),
-        "can_stop": may_edit and not study.is_over and study.state != State.CANCELLING,
-        "added_seeds": added_seeds(study),
-        "try_url": try_url(study_adapters(study)) if study.scores_are_open else "",
-        **seeds_context(study, may_edit=may_edit),
-        **result_context(study, request.GET, request.user),
-    }
+    study = Study.objects.with_names().fetch(request.user, pk)
+    context: dict[str, Any] = {"study": study, "added_seeds": added_seeds(study)}
+    if study.is_over:
+        ended = EndedStudy(request, study)
+        context |= ended_context(ended, request.user)
+        context |= {
+            "try_url": ended.once("try_url", lambda whole: try_url(study_adapters(whole))),
+            **(seeds_context(ended) if context["may_edit"] else {}),
+        }
+    else:
+        Study.objects.fetch_facts_of_open([study])
+        may_edit = request.user.has_role(Role.EDITOR, study.project_id)
+        context |= grid_context(study, may_edit=may_edit)
+        context["can_stop"] = may_edit and study.state != State.CANCELLING
     return render(request, "studies/detail.html", context)
 
 
@@ -224,11 +229,11 @@ def seeds(request: Request, pk: int) -> HttpResponse:
     return redirect(study)
 
 
-def seeds_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
+def seeds_context(ended: EndedStudy) -> dict[str, Any]:
     """Return the form that adds seeds, for studies that came to a result."""
-    kept = study.kept_seeds
-    is_ended = study.state == State.SUCCEEDED and bool(open_arms(study))
-    if not may_edit or not is_ended or len(kept) >= MOST_SEEDS:
+    study = ended.study
+    kept, has_open_arms = ended.once("seeds", lambda whole: (whole.kept_seeds, bool(open_arms(whole))))
+    if study.state != State.SUCCEEDED or not has_open_arms or len(kept) >= MOST_SEEDS:
         return {}
     advised = advised_seeds(study)
     first = {"count": min(advised or 2, MOST_SEEDS_AT_ONCE), "first": max(kept, default=0) + 1}

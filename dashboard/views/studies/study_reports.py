@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from django.contrib import messages
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
 from dashboard.gate import Request
-from dashboard.models import Adapter, Study
+from dashboard.models import Decision, Study
 from dashboard.models.evaluations.answers import AnswerPair, answer_pairs, load_answers, study_side
 from dashboard.models.studies.results.limits import added_seeds
 from dashboard.presenters.study_page import by_seed
+from dashboard.views.studies.ended_study import EndedStudy
 from dashboard.views.studies.study_results import result_context
 
 SHARED_ROWS = 5
-# Of run.json's versions, those that can change a number.
+# Of the measured versions, those that can change a number.
 LIBRARIES = ("python", "torch", "transformers", "peft", "tokenizers", "safetensors")
 
 
 @require_GET
 def report(request: Request, pk: int) -> HttpResponse:
     """Show the result as a report: A4, without navigation."""
-    study = Study.objects.with_facts().fetch(request.user, pk)
+    study = Study.objects.with_names().fetch(request.user, pk)
     if not study.is_over or not study.result.arms:
         messages.info(request, _("The report is available when the study has come to a result."))
         return redirect(study)
-    return render(request, "studies/report.html", report_context(study, request.GET))
+    return render(request, "studies/report.html", report_context(request, study))
 
 
-def report_context(study: Study, query: Mapping[str, str], *, with_rows: bool = False) -> dict[str, Any]:
+def report_context(
+    request: HttpRequest, study: Study, *, anonymous: bool = False, with_rows: bool = False
+) -> dict[str, Any]:
+    """Return the parts of a report; `anonymous` names no person and no project."""
+    ended = EndedStudy(request, study)
+    assembled = cache(lambda whole: appendix(whole, request.GET, with_rows=with_rows))
+
+    def part(template: str) -> SafeString:
+        return ended.part(
+            template, lambda whole: {**assembled(whole), "anonymous": anonymous}, anonymous, with_rows
+        )
+
+    return {
+        "study": study,
+        "anonymous": anonymous,
+        "head": part("studies/_report_head.html"),
+        "rest": part("studies/_report_rest.html"),
+        "decisions": Decision.objects.with_facts().filter(study=study),
+    }
+
+
+def appendix(study: Study, query: Mapping[str, str], *, with_rows: bool = False) -> dict[str, Any]:
     """Return the verdict with its appendix: all settings, hashes, versions and seeds."""
     compared = [one.arm for one in study.result.comparisons]
     return {
         **result_context(study, {"cost": query.get("cost", "")}),
-        "study": study,
         "added_seeds": added_seeds(study),
         "versions": versions_of(study),
         "by_seed": by_seed(study),
@@ -55,13 +77,10 @@ def example_pairs(study: Study, arm: str) -> list[AnswerPair]:
 
 
 def versions_of(study: Study) -> list[tuple[str, str]]:
-    """Return the library versions that its adapters were made with, as their run.json names them."""
+    """Return the library versions that its adapters were made with."""
     found: dict[str, set[str]] = {}
-    for adapter in Adapter.objects.filter(run__in=study.final_runs()):
-        try:
-            versions = json.loads((adapter.path() / "run.json").read_text()).get("versions", {})
-        except (OSError, ValueError):
-            continue
+    for run in study.final_runs():
+        versions = run.measured.get("versions", {}) if hasattr(run, "adapter") else {}
         for name in LIBRARIES:
             if name in versions:
                 found.setdefault(name, set()).add(str(versions[name]))

@@ -22,11 +22,14 @@ from dashboard.models.studies.results.limits import measured_beside, unmeasured
 from dashboard.models.studies.results.result import costs_of
 from dashboard.models.studies.results.verdict_sentence import recommended_arm, verdict_parts
 from dashboard.presenters.comparison_tables import settings_table
+from dashboard.presenters.study_grid import grid_of
 from dashboard.presenters.study_page import result_figures, times_of
+from dashboard.views.evaluations.evaluations import unscored_study_notice
+from dashboard.views.studies.ended_study import EndedStudy
 from workers.statistics.verdicts import MIN_SEEDS
 
 
-def result_context(study: Study, query: Mapping[str, str], reader: User | None = None) -> dict[str, Any]:
+def result_context(study: Study, query: Mapping[str, str]) -> dict[str, Any]:
     """Return what shows the verdict; `query` holds the reader's choices. Empty before the end."""
     if not study.is_over:
         return {}
@@ -46,21 +49,39 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
         "unmeasured": unmeasured(study),
         "measured_beside": measured_beside(study),
         "times": times_of(study),
-        "decisions": Decision.objects.with_facts().filter(study=study),
-        **(actions_of(study, reader) if reader else {}),
     }
 
 
-def actions_of(study: Study, reader: User) -> dict[str, Any]:
-    """Return what this reader may do with the result: editors decide, managers also approve and share."""
+def ended_context(ended: EndedStudy, reader: User) -> dict[str, Any]:
+    """Return the result for a reader: editors decide, managers also approve and share."""
+    study, request = ended.study, ended.request
     own = reader.roles().get(study.project_id)
-    is_editor, is_manager = (own in role.and_above() for role in (Role.EDITOR, Role.MANAGER))
+    may_edit, is_manager = (own in role.and_above() for role in (Role.EDITOR, Role.MANAGER))
+    has_result = bool(study.result.arms)
+    decisions = list(Decision.objects.with_facts().filter(study=study)) if has_result else []
+    is_editor, is_manager = has_result and may_edit, has_result and is_manager
+    has_decisions = bool(decisions) or is_editor
     links = ShareLink.objects.working().managed_by(reader).filter(study=study).select_related("study")
     return {
-        "decision_form": DecisionForm(study) if is_editor else None,
+        "has_result": has_result,
+        "result": ended.part(
+            "studies/_result.html",
+            lambda whole: {**result_context(whole, request.GET), "has_decisions": has_decisions},
+            has_decisions,
+        ),
+        "grid_part": ended.part("studies/_grid.html", lambda whole: {"grid": grid_of(whole)}),
+        "error": ended.once("error", lambda whole: whole.error),
+        "unscored": ended.once("unscored", unscored_study_notice),
+        "decisions": decisions,
+        "decision_fields": ended.part(
+            "studies/_decide_fields.html", lambda whole: {"form": DecisionForm(whole)}
+        )
+        if is_editor
+        else "",
+        "may_edit": may_edit,
         "may_approve": is_manager,
         "share_form": ShareLinkForm() if is_manager else None,
-        "share_links": links,
+        "share_links": links if is_manager else [],
     }
 
 

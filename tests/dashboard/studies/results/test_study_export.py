@@ -6,6 +6,7 @@ import csv
 import io
 import json
 
+from django.core.cache import caches
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -84,6 +85,7 @@ def test_a_study_that_goes_on_shows_no_stored_summary(study: Study) -> None:
 def test_queries_of_the_page_do_not_grow_with_the_arms(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     client.get(study.get_absolute_url())
+    caches["rendered"].clear()
     with CaptureQueriesContext(connection) as three:
         client.get(study.get_absolute_url())
     study.arms.get(name="mlp").delete()

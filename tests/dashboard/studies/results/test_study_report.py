@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Adapter, BaseModel, Dataset, Project, Study, User
+from dashboard.models import BaseModel, Dataset, Project, Study, User
 from tests.dashboard.studies.factories import make_study
 
 
@@ -46,10 +44,7 @@ def test_report_shows_the_pattern(client: Client, vera: User, study: Study) -> N
 
 
 def test_report_shows_library_versions(client: Client, vera: User, study: Study) -> None:
-    adapter = Adapter.objects.filter(run__study_arm__study=study).first()
-    assert adapter
-    adapter.path().mkdir(parents=True)
-    (adapter.path() / "run.json").write_text(json.dumps({"versions": {"peft": "0.19.3"}}))
+    study.runs().update(measured={"versions": {"peft": "0.19.3"}})
     assert "peft 0.19.3" in page_of(client, vera, study)
 
 
