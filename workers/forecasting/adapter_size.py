@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 from workers.target_modules.census import Matched
 
@@ -22,6 +23,12 @@ def adapter_bytes(matched: Iterable[Matched], r: int, dtype_bytes: int = 4) -> i
     Layout from the safetensors format description: tensors of one dtype lie in the order of their names, and
     the header holds dtype, shape and offsets of each. PEFT writes fp32 (4 bytes) by default.
     """
+    return _file_bytes(tuple(matched), r, dtype_bytes)
+
+
+# Pages ask for the same presets again and again, each with hundreds of tensors.
+@lru_cache(maxsize=256)
+def _file_bytes(matched: tuple[Matched, ...], r: int, dtype_bytes: int) -> int:
     dtype = _DTYPES[dtype_bytes]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -13,7 +13,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from dashboard.models import BaseModel, Caller, DatasetVersion, Project, State, TargetModuleConfig, WorkerNode
-from dashboard.models.accounts.project import parse_id
+from dashboard.models.accounts.project import parse_id, readable_ids
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,12 @@ class Offer:
     @classmethod
     def load(cls, caller: Caller, project: Project) -> Offer:
         """Read the rows without what only the chosen ones are asked for."""
-        here = Q(project=None) | Q(project=project)
-        versions = DatasetVersion.objects.visible_to(caller).filter(project=project)
+        # Asked once: rows of a project that the caller may not read are left out.
+        own = [pk for pk in readable_ids(caller) if pk == project.pk]
+        here = Q(project=None) | Q(project__in=own)
+        versions = DatasetVersion.objects.filter(project__in=own)
         versions = versions.select_related("dataset", "job").defer("report", "job__spec")
-        base_models = BaseModel.objects.visible_to(caller).filter(here)
+        base_models = BaseModel.objects.filter(here)
         base_models = base_models.select_related("job").defer("job__spec")
         return cls(
             # By state here, because databases would start from all jobs that have succeeded.
@@ -44,7 +46,7 @@ class Offer:
                 for model in base_models.order_by(F("project").asc(nulls_first=True), "pk")
                 if model.state == State.SUCCEEDED
             ],
-            list(TargetModuleConfig.objects.visible_to(caller).filter(here)),
+            list(TargetModuleConfig.objects.filter(here)),
             WorkerNode.objects.supporting_4bit().exists(),
         )
 

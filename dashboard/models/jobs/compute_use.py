@@ -97,7 +97,9 @@ def reserved_seconds(project: Project) -> float:
     # Many may wait; before the first attempt the forecast alone is enough.
     waiting = sum(seconds or 0.0 for _pk, attempt, seconds in facts if not attempt)
     begun = runs.filter(pk__in=[pk for pk, attempt, _seconds in facts if attempt])
-    begun = begun.select_related("dataset_version").only("spec", "forecast", "dataset_version__splits")
+    begun = begun.select_related("dataset_version").only(
+        "project", "spec", "forecast", "dataset_version__splits"
+    )
     planned = Prefetch("arms__runs", project.training_runs.only("project", "study_arm", "rung", "forecast"))
     scores = project.evaluations.select_related("job").only("project", "run", "subject", "job__state")
     studies = project.studies.filter(finished_at=None, cancelled_at=None).prefetch_related(
