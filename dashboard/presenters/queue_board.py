@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby, islice
 from typing import Any
 
-from django.db.models import Prefetch, Q, QuerySet, prefetch_related_objects
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -34,17 +35,12 @@ SHOWN_FOR = timedelta(hours=24)
 # Waiting jobs shown per queue. The user's own jobs behind these are shown as well.
 SHOWN = 20
 ENDED_SHOWN = 20
-# The attribute of a job that holds what it works for, by its kind.
-SUBJECTS = {
-    Job.Kind.IMPORT: "dataset_versions",
-    Job.Kind.INSPECT: "base_models",
-    Job.Kind.TRAIN: "training_runs",
-    Job.Kind.EVALUATE: "evaluations",
-    Job.Kind.JUDGE: "judged_evaluations",
-    Job.Kind.SERVE: "served_base_models",
-    Job.Kind.EXPORT: "exports",
-    Job.Kind.PUSH: "hub_pushes",
-}
+JOB_FIELDS = (
+    *("kind", "queue", "state", "priority", "created_at", "started_at", "finished_at", "attempt", "worker"),
+    *("phase", "step", "total_steps", "eta_seconds", "keep", "project__name"),
+    *("created_by__first_name", "created_by__last_name", "created_by__email"),
+)
+RUN_FIELDS = ("name", "spec", "rung", "reused_from", "study_arm__study__name")
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,12 @@ class QueueRow:
     position: int | None = None
     start: StartEstimate | None = None
     may_prioritise: bool = False
+    subjects: Sequence[Any] = ()  # the rows that the job works for
+
+    @property
+    def runs(self) -> Sequence[TrainingRun]:
+        """Return the runs of a training job."""
+        return self.subjects if self.job.kind == Job.Kind.TRAIN else ()
 
     @property
     def kind_label(self) -> str:
@@ -72,11 +74,11 @@ class QueueRow:
 
     @property
     def stop_loss_text(self) -> str:
-        return stop_loss_text(self.job)
+        return stop_loss_text(self.job, len(self.runs))
 
     @property
     def outcome_summary(self) -> str:
-        return outcome_summary(self.job)
+        return outcome_summary(self.job, self.runs)
 
     @property
     def duration(self) -> timedelta | None:
@@ -105,11 +107,11 @@ class QueueAccess:
         )
         return cls(user.pk, readable, editable, managed, user.is_superuser)
 
-    def row(self, job: Job) -> QueueRow:
+    def row(self, job: Job, subjects: Sequence[Any]) -> QueueRow:
         """Return the row of a job. Every user may read a job without a project."""
         if job.project_id is not None and job.project_id not in self.readable:
             return QueueRow(job, _("Another project's job"), "", is_readable=False, may_stop=False)
-        title, url = title_and_url(job)
+        title, url = title_and_url(job, subjects)
         user = job.created_by
         return QueueRow(
             job,
@@ -119,6 +121,7 @@ class QueueAccess:
             may_stop=job.project_id in self.editable or self._may_stop_shared(job),
             owner=(user.first_name or str(user)) if user else "",
             may_prioritise=job.project_id in self.managed,
+            subjects=subjects,
         )
 
     def _may_stop_shared(self, job: Job) -> bool:
@@ -129,8 +132,8 @@ class QueueAccess:
 
 def row_of(request: Request, pk: int) -> QueueRow:
     """Return the row of one job."""
-    (job,) = with_subjects(Job.objects.filter(pk=pk))
-    return QueueAccess.for_request(request).row(job)
+    (job,) = with_people(Job.objects.filter(pk=pk))
+    return QueueAccess.for_request(request).row(job, subjects_of([job]).get(pk, ()))
 
 
 def board_context(request: Request) -> dict[str, Any]:
@@ -138,12 +141,13 @@ def board_context(request: Request) -> dict[str, Any]:
     access = QueueAccess.for_request(request)
     forecast = QueueForecast.read()
     shown, ended = waiting_shown(access, forecast), newest_ended(access)
-    # One fetch for the three lists, because what the jobs work for takes a query per kind.
+    # One fetch for the three lists.
     wanted = Q(state__in=[*LIVE, State.INTERRUPTED]) | Q(pk__in=[*shown, *ended])
-    jobs = with_subjects(Job.objects.filter(wanted))
-    running = [access.row(job) for job in sorted(jobs, key=start_order) if job.state in LIVE]
-    waiting = waiting_rows(access, forecast, [job for job in jobs if job.state in WAITING])
-    by_key = {job.pk: job for job in jobs if job.is_over}
+    jobs = with_people(Job.objects.filter(wanted))
+    subjects = subjects_of(jobs)
+    rows = {job.pk: access.row(job, subjects.get(job.pk, ())) for job in jobs}
+    running = [rows[job.pk] for job in sorted(jobs, key=start_order) if job.state in LIVE]
+    waiting = waiting_rows(forecast, [rows[job.pk] for job in jobs if job.state in WAITING])
     nodes = list(WorkerNode.objects.heard_since(SHOWN_FOR))
     hidden = {queue: len(set(order) - shown) for queue, order in forecast.order.items()}
     return {
@@ -152,11 +156,11 @@ def board_context(request: Request) -> dict[str, Any]:
         "running": running,
         "waiting": waiting,
         "queues": [
-            {"name": name, "label": Job.Queue(name).label, "rows": list(rows), "hidden": hidden[name]}
-            for name, rows in groupby(waiting, key=lambda row: row.job.queue)
+            {"name": name, "label": Job.Queue(name).label, "rows": list(group), "hidden": hidden[name]}
+            for name, group in groupby(waiting, key=lambda row: row.job.queue)
         ],
         "priorities": Job.Priority.choices,
-        "ended": [access.row(by_key[pk]) for pk in ended if pk in by_key],
+        "ended": [rows[pk] for pk in ended if pk in rows and rows[pk].job.is_over],
         **alert_context(nodes, something_waits=bool(waiting)),
     }
 
@@ -178,13 +182,11 @@ def waiting_shown(access: QueueAccess, forecast: QueueForecast) -> set[int]:
     return {pk for order in forecast.order.values() for pk in order[:SHOWN]} | set(own[:SHOWN])
 
 
-def waiting_rows(access: QueueAccess, forecast: QueueForecast, jobs: list[Job]) -> list[QueueRow]:
-    """Return the rows of waiting jobs, per queue in the order of claims."""
+def waiting_rows(forecast: QueueForecast, rows: list[QueueRow]) -> list[QueueRow]:
+    """Return the rows of waiting jobs with their positions, per queue in the order of claims."""
     positions, starts, queues = forecast.positions, forecast.starts, list(Job.Queue.values)
-    rows = [
-        replace(access.row(job), position=positions.get(job.pk), start=starts.get(job.pk)) for job in jobs
-    ]
-    return sorted(rows, key=lambda row: (queues.index(row.job.queue), row.position or len(positions) + 1))
+    placed = [replace(row, position=positions.get(row.job.pk), start=starts.get(row.job.pk)) for row in rows]
+    return sorted(placed, key=lambda row: (queues.index(row.job.queue), row.position or len(positions) + 1))
 
 
 def newest_ended(access: QueueAccess) -> list[int]:
@@ -197,40 +199,48 @@ def newest_ended(access: QueueAccess) -> list[int]:
     return list(islice(readable, ENDED_SHOWN))
 
 
-def with_subjects(jobs: QuerySet[Job]) -> list[Job]:
-    """Return jobs with what they work for, so that a row needs no query of its own."""
-    found = list(jobs.select_related("project", "created_by").defer("spec"))
-    of_kind: dict[str, list[Job]] = {}
-    for job in found:
-        of_kind.setdefault(job.kind, []).append(job)
-    for kind, alike in of_kind.items():
-        prefetch_related_objects(alike, subjects(Job.Kind(kind)))
+def with_people(jobs: QuerySet[Job]) -> list[Job]:
+    """Return jobs with what a row shows of them, of their project and of their owner."""
+    return list(jobs.select_related("project", "created_by").only(*JOB_FIELDS))
+
+
+def subjects_of(jobs: Iterable[Job]) -> dict[int, list[Any]]:
+    """Return job -> the rows that it works for, in a query per kind of job."""
+    of_kind: dict[str, list[int]] = {}
+    for job in jobs:
+        of_kind.setdefault(job.kind, []).append(job.pk)
+    found: dict[int, list[Any]] = {}
+    for kind, keys in of_kind.items():
+        rows, field = rows_for(Job.Kind(kind))
+        for row in rows.filter(**{f"{field}__in": keys}):
+            found.setdefault(getattr(row, f"{field}_id"), []).append(row)
     return found
 
 
-def subjects(kind: Job.Kind) -> Prefetch[str]:
-    """Return the prefetch of what jobs of a kind work for, named after the attribute of the job."""
+def rows_for(kind: Job.Kind) -> tuple[QuerySet[Any], str]:
+    """Return the rows that jobs of a kind work for, and their field for the job."""
     if kind == Job.Kind.TRAIN:
-        runs = TrainingRun.objects.select_related("study_arm__study")
-        facts = ("name", "job", "spec", "rung", "outcome", "error_code", "reused_from")
-        return Prefetch("training_runs", runs.only(*facts, "study_arm__study__name"))
+        facts = ("job", "outcome", "error_code", *RUN_FIELDS)
+        return TrainingRun.objects.select_related("study_arm__study").only(*facts), "job"
     if kind in (Job.Kind.EVALUATE, Job.Kind.JUDGE):
         evaluations = Evaluation.objects.select_related("run__study_arm__study")
-        names = ("name", "spec", "rung", "reused_from", "study_arm__study__name")
-        evaluations = evaluations.only("job", "judge_job", *(f"run__{name}" for name in names))
-        return Prefetch(SUBJECTS[kind], evaluations)
+        evaluations = evaluations.only("job", "judge_job", *(f"run__{field}" for field in RUN_FIELDS))
+        return evaluations, "job" if kind == Job.Kind.EVALUATE else "judge_job"
     if kind == Job.Kind.IMPORT:
-        versions = DatasetVersion.objects.select_related("dataset").only("job", "version", "dataset__name")
-        return Prefetch(SUBJECTS[kind], versions)
+        versions = DatasetVersion.objects.select_related("dataset")
+        return versions.only("job", "version", "dataset__name"), "job"
     if kind in (Job.Kind.INSPECT, Job.Kind.SERVE):
-        return Prefetch(SUBJECTS[kind], BaseModel.objects.defer("census"))
-    rows = Export.objects if kind == Job.Kind.EXPORT else HubPush.objects
-    return Prefetch(SUBJECTS[kind], rows.select_related("adapter"))
+        return BaseModel.objects.defer("census"), "job" if kind == Job.Kind.INSPECT else "serving_job"
+    rows: Any = Export.objects if kind == Job.Kind.EXPORT else HubPush.objects
+    return rows.select_related("adapter"), "job"
 
 
-def title_and_url(job: Job) -> tuple[str, str]:
+def title_and_url(job: Job, subjects: Sequence[Any]) -> tuple[str, str]:
     """Return the name and the page of what the job works for; of a study's job those of the study."""
-    subject = subject_of(job)
+    # It may have been deleted.
+    subject = next(iter(subjects), None)
+    if isinstance(subject, Evaluation):
+        subject = subject.run
     if subject is None:
         return str(job), ""
     arm = subject.study_arm if isinstance(subject, TrainingRun) else None
@@ -238,12 +248,6 @@ def title_and_url(job: Job) -> tuple[str, str]:
         return str(subject), subject.get_absolute_url()
     part = _("learning rates") if subject.rung is not None else _("seed %(seed)d") % {"seed": subject.seed}
     return f"{arm.study} · {part}", arm.study.get_absolute_url()
-
-
-def subject_of(job: Job) -> Any:
-    """Return the run, dataset version, base model or export of a job; None if it was deleted."""
-    row = next(iter(getattr(job, SUBJECTS[Job.Kind(job.kind)]).all()), None)
-    return row.run if isinstance(row, Evaluation) else row
 
 
 def worker_rows(running: list[QueueRow], nodes: list[WorkerNode]) -> list[dict[str, Any]]:

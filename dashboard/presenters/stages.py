@@ -6,6 +6,7 @@ Pure functions of rows. Knows nothing of HTTP.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -140,10 +141,9 @@ def stopping_text(run: TrainingRun) -> str:
     return _("The run is stopping: its best weights so far are saved as an adapter.")
 
 
-def outcome_summary(job: Job) -> str:
+def outcome_summary(job: Job, runs: Sequence[TrainingRun]) -> str:
     """Return how the runs of a job with several runs ended: "3 of 4 finished, 1 diverged"; else ""."""
-    runs = list(job.training_runs.all()) if job.is_over and job.kind == Job.Kind.TRAIN else []
-    if len(runs) < 2:
+    if len(runs) < 2 or not job.is_over:
         return ""
     failed = [run for run in runs if run.state == State.FAILED]
     diverged = sum(run.error_code == "diverged" for run in failed)
@@ -166,9 +166,8 @@ def is_stop_lossless(job: Job) -> bool:
     return job.state in WAITING and not has_trained
 
 
-def stop_loss_text(job: Job) -> str:
-    """Return a sentence that says what stopping the job discards."""
-    runs = len(job.training_runs.all()) if job.kind == Job.Kind.TRAIN else 0
+def stop_loss_text(job: Job, runs: int) -> str:
+    """Return a sentence that says what stopping a job with this number of runs discards."""
     if is_stop_lossless(job):
         text = ngettext(
             "The job leaves the queue and does not start.",

@@ -49,7 +49,7 @@ def test_an_editor_starts_each_format_once(client: Client, ed: User, adapter: Ad
         "Triage-v1-q8_0",
     }
     assert {spec.adapter for spec in specs} == {str(adapter.path())}
-    assert title_and_url(jobs[0])[1] == f"{adapter.get_absolute_url()}#exports"
+    assert title_and_url(jobs[0], jobs[0].exports.all())[1] == f"{adapter.get_absolute_url()}#exports"
     page = client.get(adapter.get_absolute_url()).content.decode()
     assert f'hx-get="{reverse("adapter-exports", args=[adapter.pk])}"' in page
 

@@ -29,7 +29,7 @@ def test_a_manager_pushes_in_private(client: Client, mara: User, adapter: Adapte
     assert push(client, adapter).status_code == 302
     row = HubPush.objects.get()
     assert (row.repository, row.private, row.job.queue) == ("team/triage", True, Job.Queue.CPU)
-    assert title_and_url(row.job) == (str(row), f"{adapter.get_absolute_url()}#pushes")
+    assert title_and_url(row.job, [row]) == (str(row), f"{adapter.get_absolute_url()}#pushes")
     assert TOKEN not in str(row.job.spec) + row.sealed_token
     assert HubPush.objects.token_of(row.job) == TOKEN
     page = client.get(adapter.get_absolute_url()).content.decode()

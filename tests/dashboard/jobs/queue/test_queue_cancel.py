@@ -8,7 +8,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import BaseModel, Job, TrainingRun, User
+from dashboard.models import Adapter, BaseModel, Evaluation, Job, TrainingRun, User
 
 LEAVES, DISCARDED = (
     "The job leaves the queue and does not start.",
@@ -91,6 +91,13 @@ def test_a_stop_names_the_number_of_its_runs(editor: Client, run: TrainingRun) -
     assert "The job leaves the queue. Its 2 runs do not start." in question(editor, run)
     Job.objects.get(pk=run.job_id).move("claim", attempt=1)
     assert "The progress of its 2 runs is discarded." in question(editor, run)
+
+
+def test_scores_of_base_and_adapter_are_no_runs(editor: Client, adapter: Adapter, ed: User) -> None:
+    job = Evaluation.objects.submit(adapter, ed)
+    assert job.evaluations.count() == 2
+    page = editor.get(reverse("queue-cancel", args=[job.pk])).content.decode()
+    assert LEAVES in page
 
 
 @pytest.fixture

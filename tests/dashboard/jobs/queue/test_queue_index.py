@@ -219,7 +219,8 @@ def test_the_outcomes_of_several_runs_are_counted(
         ((EARLY, DIVERGED, FAILED), "1 of 3 finished, 1 diverged, 1 failed"),
         ((DIVERGED, DIVERGED, FAILED), "none of 3 finished, 2 diverged, 1 failed"),
     ):
-        assert outcome_summary(end_runs(job, *endings)) == text
+        job = end_runs(job, *endings)
+        assert outcome_summary(job, job.training_runs.all()) == text
 
 
 def test_a_job_of_one_run_has_no_outcome_counts(client: Client, vera: User, run: TrainingRun) -> None:
