@@ -18,12 +18,14 @@ from dashboard.models import (
     BaseModel,
     BlindComparison,
     EvaluationItem,
+    Job,
     Project,
     SavedPrompt,
     Study,
     User,
 )
 from dashboard.models.accounts.project import parse_id
+from dashboard.models.jobs.queue_forecast import format_roughly
 
 # Adapters offered per base model; test rows and saved prompts offered as prompts.
 MOST_ADAPTERS, MOST_ROWS, MOST_SAVED = 100, 20, 100
@@ -59,6 +61,8 @@ class Playground:
     rows: Sequence[ExampleRow] = ()
     saved: Sequence[SavedPrompt] = ()
     server: str = ""  # the host that answers instead of this installation
+    trainings: int = 0  # that share the processor with the answers
+    trainings_end: str = ""  # the time until all have ended, if it is known
     is_blind: bool = False
 
     @property
@@ -79,9 +83,20 @@ def playground(
     shown, adapters = choose_models(project, user, wanted_base, wanted)
     is_blind = blind and shown.can_be_blind
     server = settings.INFERENCE_SERVER.host if shown.base and serves(shown.base) else ""
-    return replace(
+    page = replace(
         shown, rows=_rows(adapters), saved=_saved_prompts(project), is_blind=is_blind, server=server
     )
+    return page if server else _beside_trainings(page)
+
+
+def _beside_trainings(page: Playground) -> Playground:
+    """Return the page with the trainings that run now."""
+    trainings = Job.objects.live().filter(kind=Job.Kind.TRAIN).order_by()
+    seconds = list(trainings.values_list("eta_seconds", flat=True))
+    known = [left for left in seconds if left is not None]
+    is_known = bool(seconds) and len(known) == len(seconds)
+    end = format_roughly(max(known)) if is_known else ""
+    return replace(page, trainings=len(seconds), trainings_end=end)
 
 
 def choose_models(
