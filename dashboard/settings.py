@@ -19,7 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 
 from workers.contract.chat_connections import parse_address
-from workers.contract.judge import ADDRESS, Endpoint
+from workers.contract.judge import Endpoint
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -328,36 +328,22 @@ KEEP_LOGS_DAYS = env.int("KEEP_LOGS_DAYS", default=90)
 LOG_LIMIT_BYTES = env.int("LOG_LIMIT_BYTES", default=10 * 1024**2)
 # Pages of an offline installation offer no push to the hub.
 HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-# OpenAI-compatible chat endpoint of the judge. Unset, no answers leave the installation. Only workers use the
-# key; the database, logs, pages and the engine's environment never contain it.
+# The judge. Unset, no answers leave the installation. Only workers use the key; the database, logs, pages and
+# the engine's environment never contain it.
 JUDGE = Endpoint(
     env.str("JUDGE_URL", default=""),
     env.str("JUDGE_MODEL", default=""),
     env.str("JUDGE_API_KEY", default="").strip(),
 )
-if JUDGE.url and not ADDRESS.fullmatch(JUDGE.url):
-    raise ImproperlyConfigured(
-        "JUDGE_URL must look like https://judge.example.org/v1, without a user, a query or a fragment; "
-        "http:// is only allowed for this machine (127.0.0.1, localhost)."
-    )
-if JUDGE.url and not JUDGE.model:
-    raise ImproperlyConfigured("JUDGE_URL is set, so JUDGE_MODEL must name the model that judges.")
-# An HTTP client would refuse it too, with the key in its message.
-if not (JUDGE.key.isascii() and JUDGE.key.isprintable()):
-    raise ImproperlyConfigured("JUDGE_API_KEY contains a character that is not allowed in an HTTP header.")
-# An OpenAI-compatible server such as vLLM that answers for one base model instead of an inference job.
+# A server such as vLLM that answers for one base model instead of an inference job.
 INFERENCE_SERVER = Endpoint(
     env.str("INFERENCE_SERVER_URL", default=""),
     env.str("INFERENCE_SERVER_MODEL", default=""),
     env.str("INFERENCE_SERVER_API_KEY", default="").strip(),
 )
-if INFERENCE_SERVER.url and not (ADDRESS.fullmatch(INFERENCE_SERVER.url) and INFERENCE_SERVER.model):
-    raise ImproperlyConfigured(
-        "INFERENCE_SERVER_URL must look like https://vllm.example.org/v1; http:// is only allowed for this "
-        "machine. INFERENCE_SERVER_MODEL must name the base model that answers there."
-    )
-if not (INFERENCE_SERVER.key.isascii() and INFERENCE_SERVER.key.isprintable()):
-    raise ImproperlyConfigured("INFERENCE_SERVER_API_KEY contains a character that no HTTP header may have.")
+for name, endpoint in (("JUDGE", JUDGE), ("INFERENCE_SERVER", INFERENCE_SERVER)):
+    if problem := endpoint.find_problem(name):
+        raise ImproperlyConfigured(problem)
 # Hosts, with their port if it is not the usual one, that webhooks may be sent to.
 WEBHOOK_HOSTS = frozenset(
     host.strip().lower() for host in env.list("WEBHOOK_HOSTS", default=[]) if host.strip()

@@ -34,6 +34,20 @@ class Endpoint:
         """Name the judge whose verdicts can be compared: model, host and prompt."""
         return f"{self.model} at {self.host} (prompt {PROMPT_SHA256[:8]})"
 
+    def find_problem(self, name: str) -> str:
+        """Return a sentence with the fault of the settings whose names begin with `name`, or ""."""
+        if self.url and not ADDRESS.fullmatch(self.url):
+            return (
+                f"{name}_URL must look like https://host.example.org/v1, without a user, a query or a "
+                "fragment; http:// is only allowed for this machine (127.0.0.1, localhost)."
+            )
+        if self.url and not self.model:
+            return f"{name}_URL is set, so {name}_MODEL must name the model that answers there."
+        # An HTTP client would refuse it too, with the key in its message.
+        if not (self.key.isascii() and self.key.isprintable()):
+            return f"{name}_API_KEY contains a character that no HTTP header may have."
+        return ""
+
     @property
     def host(self) -> str:
         """Return host and port."""
