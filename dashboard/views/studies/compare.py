@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from django.db.models import prefetch_related_objects
@@ -23,6 +24,7 @@ from dashboard.models.evaluations import forgetting
 from dashboard.models.evaluations.answers import ORDERS, AnswerQuery, answer_page, answer_pairs
 from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy, arms_of
 from dashboard.models.studies.results.export import CsvRow, comparison_dict, comparison_rows, run_rows
+from dashboard.models.studies.results.fingerprint import runs_fingerprint
 from dashboard.models.studies.results.limits import warnings
 from dashboard.models.training.training_run import TrainingRunQuerySet
 from dashboard.presenters.comparison_tables import (
@@ -34,6 +36,7 @@ from dashboard.presenters.comparison_tables import (
 )
 from dashboard.presenters.playground import try_url
 from dashboard.presenters.study_page import result_figures
+from dashboard.views.kept_parts import KeptParts
 
 # Runs to choose from: on a page without runs, and below a comparison.
 RUNS_OFFERED, OTHERS_OFFERED = 100, 25
@@ -51,19 +54,33 @@ PARAMETERS = ("runs", "metric", "reference", "cost", "show", "x", "arm", "beside
 @require_GET
 def index(request: Request) -> HttpResponse:
     """Show the runs of ?runs=1,2,3 (or repeated), or a list of runs; every choice is in the address."""
-    runs = chosen(request)
+    keys = [run.pk for run in chosen(request, TrainingRun.objects.only("pk"))]
     views = SavedView.objects.filter(project=request.project, page=SavedView.Page.COMPARE)
     context = {
-        "runs": runs,
-        "query": ",".join(str(run.pk) for run in runs),
+        "runs": keys,
+        "query": ",".join(map(str, keys)),
         "saved_views": views,
         "address": address_of(request),
         "only": request.GET.get("show") == "differences",
         "may_edit": request.user.has_role(Role.EDITOR, request.project.pk),
         # Beside a comparison they are fetched when the list is opened.
-        **(measured_context(request, runs) if runs else offered_context(request, [], RUNS_OFFERED)),
+        **(compared_context(request, keys) if keys else offered_context(request, [], RUNS_OFFERED)),
     }
     return render(request, "studies/compare/index.html", context)
+
+
+def compared_context(request: Request, keys: list[int]) -> dict[str, Any]:
+    """Return what the page shows of chosen runs; it is read and drawn anew when one of their rows changes."""
+    parts = KeptParts(request, runs_fingerprint(keys), lambda: chosen(request))
+    return {
+        "comparison": parts.part("studies/compare/_comparison.html", partial(measured_context, request)),
+        "try_url": parts.once("try_url", adapters_url, keys),
+    }
+
+
+def adapters_url(runs: list[TrainingRun]) -> str:
+    """Return the address of the playground with the adapters of these runs."""
+    return try_url(run.adapter for run in runs if hasattr(run, "adapter"))
 
 
 @require_GET
@@ -108,7 +125,9 @@ def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any
     losses = loss_table(runs)
     context = {
         "study": study,
-        "try_url": try_url(run.adapter for run in runs if hasattr(run, "adapter")),
+        "runs": runs,
+        "only": only,
+        "address": address_of(request),
         "warnings": warnings(study),
         "settings": [row for row in settings if row["differs"] or not only],
         "same": sum(not row["differs"] for row in settings),

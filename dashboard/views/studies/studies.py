@@ -30,8 +30,8 @@ from dashboard.models.studies.results.verdict_sentence import advised_seeds
 from dashboard.presenters.playground import study_adapters, try_url
 from dashboard.presenters.study_grid import grid_of
 from dashboard.views.evaluations.evaluations import unscored_study_notice
-from dashboard.views.studies.ended_study import EndedStudy
-from dashboard.views.studies.study_results import ended_context
+from dashboard.views.kept_parts import KeptParts
+from dashboard.views.studies.study_results import ended_context, kept_parts
 from dashboard.views.training.launch import launched_once
 from workers.contract.errors import SpecError, TargetError
 
@@ -177,12 +177,10 @@ def detail(request: Request, pk: int) -> HttpResponse:
     study = Study.objects.with_names().fetch(request.user, pk)
     context: dict[str, Any] = {"study": study, "added_seeds": added_seeds(study)}
     if study.is_over:
-        ended = EndedStudy(request, study)
-        context |= ended_context(ended, request.user)
-        context |= {
-            "try_url": ended.once("try_url", lambda whole: try_url(study_adapters(whole))),
-            **(seeds_context(ended) if context["may_edit"] else {}),
-        }
+        parts = kept_parts(request, study)
+        context |= ended_context(study, parts, request.user)
+        context["try_url"] = parts.once("try_url", lambda whole: try_url(study_adapters(whole)))
+        context |= seeds_context(study, parts) if context["may_edit"] else {}
     else:
         Study.objects.fetch_facts_of_open([study])
         may_edit = request.user.has_role(Role.EDITOR, study.project_id)
@@ -229,10 +227,9 @@ def seeds(request: Request, pk: int) -> HttpResponse:
     return redirect(study)
 
 
-def seeds_context(ended: EndedStudy) -> dict[str, Any]:
+def seeds_context(study: Study, parts: KeptParts[Study]) -> dict[str, Any]:
     """Return the form that adds seeds, for studies that came to a result."""
-    study = ended.study
-    kept, has_open_arms = ended.once("seeds", lambda whole: (whole.kept_seeds, bool(open_arms(whole))))
+    kept, has_open_arms = parts.once("seeds", lambda whole: (whole.kept_seeds, bool(open_arms(whole))))
     if study.state != State.SUCCEEDED or not has_open_arms or len(kept) >= MOST_SEEDS:
         return {}
     advised = advised_seeds(study)

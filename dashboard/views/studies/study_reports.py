@@ -18,8 +18,7 @@ from dashboard.models import Decision, Study
 from dashboard.models.evaluations.answers import AnswerPair, answer_pairs, load_answers, study_side
 from dashboard.models.studies.results.limits import added_seeds
 from dashboard.presenters.study_page import by_seed
-from dashboard.views.studies.ended_study import EndedStudy
-from dashboard.views.studies.study_results import result_context
+from dashboard.views.studies.study_results import kept_parts, result_context
 
 SHARED_ROWS = 5
 # Of the measured versions, those that can change a number.
@@ -40,11 +39,11 @@ def report_context(
     request: HttpRequest, study: Study, *, anonymous: bool = False, with_rows: bool = False
 ) -> dict[str, Any]:
     """Return the parts of a report; `anonymous` names no person and no project."""
-    ended = EndedStudy(request, study)
+    parts = kept_parts(request, study)
     assembled = cache(lambda whole: appendix(whole, request.GET, with_rows=with_rows))
 
     def part(template: str) -> SafeString:
-        return ended.part(
+        return parts.part(
             template, lambda whole: {**assembled(whole), "anonymous": anonymous}, anonymous, with_rows
         )
 
@@ -62,6 +61,7 @@ def appendix(study: Study, query: Mapping[str, str], *, with_rows: bool = False)
     compared = [one.arm for one in study.result.comparisons]
     return {
         **result_context(study, {"cost": query.get("cost", "")}),
+        "study": study,
         "added_seeds": added_seeds(study),
         "versions": versions_of(study),
         "by_seed": by_seed(study),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from django.contrib import messages
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
@@ -18,6 +19,7 @@ from dashboard.gate import Request
 from dashboard.models import Decision, Role, ShareLink, Study, User
 from dashboard.models.evaluations import forgetting
 from dashboard.models.studies.results.export import export_dict, item_scores
+from dashboard.models.studies.results.fingerprint import study_fingerprint
 from dashboard.models.studies.results.limits import measured_beside, unmeasured
 from dashboard.models.studies.results.result import costs_of
 from dashboard.models.studies.results.verdict_sentence import recommended_arm, verdict_parts
@@ -25,7 +27,7 @@ from dashboard.presenters.comparison_tables import settings_table
 from dashboard.presenters.study_grid import grid_of
 from dashboard.presenters.study_page import result_figures, times_of
 from dashboard.views.evaluations.evaluations import unscored_study_notice
-from dashboard.views.studies.ended_study import EndedStudy
+from dashboard.views.kept_parts import KeptParts
 from workers.statistics.verdicts import MIN_SEEDS
 
 
@@ -52,9 +54,14 @@ def result_context(study: Study, query: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def ended_context(ended: EndedStudy, reader: User) -> dict[str, Any]:
+def kept_parts(request: HttpRequest, study: Study) -> KeptParts[Study]:
+    """Return the parts of an ended study, of which only the names have been read."""
+    return KeptParts(request, study_fingerprint(study), lambda: Study.objects.with_facts().get(pk=study.pk))
+
+
+def ended_context(study: Study, parts: KeptParts[Study], reader: User) -> dict[str, Any]:
     """Return the result for a reader: editors decide, managers also approve and share."""
-    study, request = ended.study, ended.request
+    query = parts.request.GET
     own = reader.roles().get(study.project_id)
     may_edit, is_manager = (own in role.and_above() for role in (Role.EDITOR, Role.MANAGER))
     has_result = bool(study.result.arms)
@@ -64,16 +71,16 @@ def ended_context(ended: EndedStudy, reader: User) -> dict[str, Any]:
     links = ShareLink.objects.working().managed_by(reader).filter(study=study).select_related("study")
     return {
         "has_result": has_result,
-        "result": ended.part(
+        "result": parts.part(
             "studies/_result.html",
-            lambda whole: {**result_context(whole, request.GET), "has_decisions": has_decisions},
+            lambda whole: {**result_context(whole, query), "study": whole, "has_decisions": has_decisions},
             has_decisions,
         ),
-        "grid_part": ended.part("studies/_grid.html", lambda whole: {"grid": grid_of(whole)}),
-        "error": ended.once("error", lambda whole: whole.error),
-        "unscored": ended.once("unscored", unscored_study_notice),
+        "grid_part": parts.part("studies/_grid.html", lambda whole: {"study": whole, "grid": grid_of(whole)}),
+        "error": parts.once("error", lambda whole: whole.error),
+        "unscored": parts.once("unscored", unscored_study_notice),
         "decisions": decisions,
-        "decision_fields": ended.part(
+        "decision_fields": parts.part(
             "studies/_decide_fields.html", lambda whole: {"form": DecisionForm(whole)}
         )
         if is_editor
@@ -152,4 +159,6 @@ def whole_json(request: Request, pk: int) -> HttpResponse:
     study = Study.objects.with_facts().fetch(request.user, pk)
     if not study.scores_are_open:
         return not_yet(request, study)
-    return json_file(f"study-{study.pk}.json", export_dict(study))
+    exported = export_dict(study)
+    exported["study"] |= {"comparisons": [asdict(one) for one in study.result.comparisons]}
+    return json_file(f"study-{study.pk}.json", exported)
