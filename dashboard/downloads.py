@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import pydantic_core
 from asgiref.sync import sync_to_async
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.utils.cache import get_conditional_response
 from django.utils.http import content_disposition_header
 from django.utils.translation import gettext as _
@@ -44,7 +45,9 @@ def csv_text(rows: Iterable[Sequence[str | float | None]]) -> str:
 
 def json_file(filename: str, values: dict[str, Any]) -> HttpResponse:
     """Return values as an indented JSON download."""
-    return _as_download(JsonResponse(values, json_dumps_params={"indent": 1}), filename)
+    # Python's own encoder is slow with `indent`: ten times as slow as this one.
+    content = pydantic_core.to_json(values, indent=1, fallback=str)
+    return _as_download(HttpResponse(content, content_type="application/json"), filename)
 
 
 def zip_of(filename: str, members: Mapping[str, Path]) -> StreamingHttpResponse:

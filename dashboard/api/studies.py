@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal, cast
 
 from django.db.models import TextField
 from django.db.models.functions import Cast
+from django.http import HttpResponse
 from django.utils.translation import gettext as _
 from ninja import Router, Schema, Status
 from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from dashboard.api.access import Call, do_once, once
-from dashboard.api.answer import Answer, Time
+from dashboard.api.answer import Answer, Time, write
 from dashboard.api.catalog.base_models import require_inspected
 from dashboard.api.catalog.target_module_configs import chosen_base_model
 from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest_version
@@ -380,9 +381,9 @@ def score(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict
 
 
 @router.get("/{int:pk}/export", response={200: ExportOut, **READING})
-def export(request: Call, pk: int) -> dict[str, Any]:
+def export(request: Call, pk: int) -> HttpResponse:
     """Return settings and scores, from which each number of the verdict can be recomputed.
 
     `scores` is empty until the study has ended, also while added seeds are trained.
     """
-    return export_dict(Study.objects.with_facts().fetch(request.auth, pk))
+    return write(export_dict(Study.objects.with_facts().fetch(request.auth, pk)))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from dashboard.api.studies import StudyOut
+from dashboard.api.studies import ExportOut, StudyOut
 from dashboard.models import BaseModel, Dataset, Project, State, Study, User
 from tests.conftest import finish
 from tests.dashboard.conftest import make_checkpoint
@@ -334,6 +334,18 @@ def test_lower_loss_gives_a_positive_difference(
     assert one["difference"] == pytest.approx(0.45)
     assert (one["low"] > 0, one["outcome"]) == (True, "better")
     assert shown["arms"][0]["metric"]["mean"] == pytest.approx(0.6), "an arm's own value stays a loss"
+
+
+def test_export_has_exactly_the_documented_fields(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model, seeds=[1, 2])
+    going_on = api.get(f"{STUDIES}/{study.pk}/export").json()
+    assert going_on == ExportOut(**going_on).model_dump(mode="json")
+    conclude(study, worked_example())
+    ended = api.get(f"{STUDIES}/{study.pk}/export").json()
+    assert ended["scores"]
+    assert ended == ExportOut(**ended).model_dump(mode="json")
 
 
 def test_export_has_no_scores_before_the_end(

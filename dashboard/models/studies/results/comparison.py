@@ -188,10 +188,8 @@ class UnsavedStudy:
         wanted += [one.pk for one in self.base_evaluations.values()]
         values: dict[int, dict[int, float]] = {pk: {} for pk in wanted}
         items = EvaluationItem.objects.filter(evaluation__in=wanted).order_by()
-        for pk, row, scores in items.values_list("evaluation_id", "row", "scores").iterator():
-            # A score that was no finite number is stored as null.
-            if scores.get(self.metric) is not None:
-                values[pk][row] = float(scores[self.metric])
+        for pk, row, value in items.values_of(self.metric):
+            values[pk][row] = value
         arms = []
         for arm in self.scored:
             by_seed = sorted(evaluations[arm.position].items())

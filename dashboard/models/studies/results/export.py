@@ -116,7 +116,7 @@ def export_dict(study: Study) -> dict[str, Any]:
     ]
     questions = general_questions(study) if study.scores_are_open else []
     return {
-        "study": summary_of(study) | {"comparisons": [asdict(one) for one in study.result.comparisons]},
+        "study": study_dict(study),
         "settings": settings,
         "scores": rows,
         "general_questions": questions,

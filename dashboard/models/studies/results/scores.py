@@ -33,18 +33,18 @@ def scores_of(study: Study) -> tuple[list[ArmScores], dict[int, float]]:
     """Return the metric's value of every row: of each arm by seed, and of the base model."""
     by_arm: dict[int, dict[int, dict[int, float]]] = {arm.pk: {} for arm in study.arms.all()}
     base: dict[int, float] = {}
-    evaluations = Evaluation.objects.of_study(study).select_related("run").order_by("pk")
-    values: dict[int, dict[int, float]] = {evaluation.pk: {} for evaluation in evaluations}
+    runs = {run.pk: run for run in study.final_runs()}
+    counted = Evaluation.objects.of_study(study).order_by("pk")
+    evaluations = list(counted.values_list("pk", "subject", "run_id"))
+    values: dict[int, dict[int, float]] = {pk: {} for pk, _subject, _run in evaluations}
     items = EvaluationItem.objects.filter(evaluation__in=values)
-    for evaluation_id, row, scores in items.values_list("evaluation", "row", "scores"):
-        # A score that was no finite number is stored as null.
-        if scores.get(study.metric) is not None:
-            values[evaluation_id][row] = float(scores[study.metric])
-    for evaluation in evaluations:
-        if evaluation.subject == Evaluation.Subject.BASE:
-            base = values[evaluation.pk]
-        elif values[evaluation.pk] and evaluation.run.study_arm_id:
-            by_arm[evaluation.run.study_arm_id][evaluation.run.seed] = values[evaluation.pk]
+    for evaluation_id, row, value in items.values_of(study.metric):
+        values[evaluation_id][row] = value
+    for pk, subject, run_id in evaluations:
+        if subject == Evaluation.Subject.BASE:
+            base = values[pk]
+        elif values[pk] and (run := runs.get(run_id)) and run.study_arm_id:
+            by_arm[run.study_arm_id][run.seed] = values[pk]
     # In the plan's order, in which looks take the seeds, and not in that of jobs.
     arms = [
         ArmScores(
