@@ -12,8 +12,20 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import F, Q
 
-from dashboard.models import BaseModel, Caller, DatasetVersion, Project, State, TargetModuleConfig, WorkerNode
+from dashboard.models import (
+    BaseModel,
+    Caller,
+    DatasetVersion,
+    Job,
+    Project,
+    State,
+    TargetModuleConfig,
+    WorkerNode,
+)
 from dashboard.models.accounts.project import parse_id, readable_ids
+
+# Of the job that imported or inspected a row, the state alone is read.
+UNREAD_OF_JOB = [f"job__{field.name}" for field in Job._meta.fields if field.name not in ("id", "state")]
 
 
 @dataclass(frozen=True)
@@ -35,9 +47,9 @@ class Offer:
         own = [pk for pk in readable_ids(caller) if pk == project.pk]
         here = Q(project=None) | Q(project__in=own)
         versions = DatasetVersion.objects.filter(project__in=own)
-        versions = versions.select_related("dataset", "job").defer("report", "job__spec")
+        versions = versions.select_related("dataset", "job").defer("report", *UNREAD_OF_JOB)
         base_models = BaseModel.objects.filter(here)
-        base_models = base_models.select_related("job").defer("job__spec")
+        base_models = base_models.select_related("job").defer(*UNREAD_OF_JOB)
         return cls(
             # By state here, because databases would start from all jobs that have succeeded.
             [version for version in versions if version.is_ready],

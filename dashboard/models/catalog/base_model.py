@@ -117,6 +117,8 @@ class BaseModel(models.Model):
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
     )
     created_at = models.DateTimeField(auto_now_add=True)
+    # The census, and its text.
+    _written_census: tuple[Any, str] = (None, "")
 
     objects = BaseModelQuerySet.as_manager()
 
@@ -234,7 +236,10 @@ class BaseModel(models.Model):
         """Return the census as JSON. Raises ValueError before the first inspection."""
         if self.census is None:
             raise ValueError("Inspect the base model first.")
-        return json.dumps(self.census)
+        # Written once: a form asks for it with every choice of layers.
+        if self._written_census[0] is not self.census:
+            self._written_census = (self.census, json.dumps(self.census))
+        return self._written_census[1]
 
     def spec(self) -> BaseSpec:
         """Return the spec by which the engine loads it. The bundled model has a hash but no hub revision."""
