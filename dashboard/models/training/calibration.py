@@ -49,7 +49,7 @@ class CalibrationQuerySet(models.QuerySet["Calibration"]):
 
     def usable(self) -> list[Calibration]:
         """Return the newest ones whose estimates come from the present formulas."""
-        return list(self.filter(formula=FORMULA).order_by("-pk")[:CALIBRATION_RUNS])
+        return list(self.filter(formula=FORMULA).order_by("-pk").defer("created_at")[:CALIBRATION_RUNS])
 
     def errors(self) -> ForecastErrors | None:
         """Return the errors of the last forecasts; None before the first."""
