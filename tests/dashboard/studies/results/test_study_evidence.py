@@ -21,6 +21,15 @@ def test_outcomes_are_listed_by_config(study: Study) -> None:
     assert words["quality"].endswith("Reference.")
 
 
+def test_outcomes_follow_a_result_that_is_written_anew(study: Study) -> None:
+    mlp = TargetModuleConfig.objects.get(slug="mlp").pk
+    assert outcomes_by_config(study.project, study.base_model)[mlp].endswith("Worse.")
+    for comparison in study.stored_result["comparisons"]:
+        comparison["outcome"] = "better"
+    study.save(update_fields=["stored_result"])
+    assert outcomes_by_config(study.project, study.base_model)[mlp].endswith("Better.")
+
+
 def test_other_projects_and_base_models_have_no_evidence(
     study: Study, other_project: Project, base_model: BaseModel
 ) -> None:
