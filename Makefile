@@ -66,6 +66,7 @@ bench:
 	@$(VENV) -m tests.bench
 	@$(VENV) -m tests.bench.serving
 	@$(VENV) -m tests.bench.open_streams
+	@$(VENV) -m tests.bench.beside_trainings
 	@$(VENV) -m tests.bench.pages
 	@$(VENV) -m tests.bench.idle
 	@$(VENV) -m tests.bench.load
