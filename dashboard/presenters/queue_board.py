@@ -159,7 +159,6 @@ def board_context(request: Request) -> dict[str, Any]:
             {"name": name, "label": Job.Queue(name).label, "rows": list(group), "hidden": hidden[name]}
             for name, group in groupby(waiting, key=lambda row: row.job.queue)
         ],
-        "priorities": Job.Priority.choices,
         "ended": [rows[pk] for pk in ended if pk in rows and rows[pk].job.is_over],
         **alert_context(nodes, something_waits=bool(waiting)),
     }

@@ -355,13 +355,11 @@ def ago(moment: datetime | None) -> SafeString | str:
         return "–"
     local = timezone.localtime(moment)
     absolute = local.strftime("%Y-%m-%d %H:%M:%S %Z")
-    return format_html(
-        '<time datetime="{}" title="{}"><span class="d-print-none">{}</span>'
-        '<span class="d-none d-print-inline">{}</span></time>',
-        local.isoformat(),
-        absolute,
-        relative(moment - timezone.now()),
-        absolute,
+    # Times only, so that nothing is escaped: a page has a hundred of them.
+    return mark_safe(  # noqa: S308
+        f'<time datetime="{local.isoformat()}" title="{absolute}">'
+        f'<span class="d-print-none">{relative(moment - timezone.now())}</span>'
+        f'<span class="d-none d-print-inline">{absolute}</span></time>'
     )
 
 
