@@ -57,6 +57,7 @@ from dashboard.models import (  # noqa: E402
     TrainingRun,
     User,
 )
+from dashboard.models.jobs.compute_use import ended_usage  # noqa: E402
 from dashboard.models.jobs.job_state import MOVES  # noqa: E402
 from workers.contract.hyperparameters import Hyperparameters  # noqa: E402
 
@@ -234,6 +235,7 @@ def rewrite(events: models.QuerySet[JobEvent], **facts: object) -> None:
     """Let it have happened otherwise. Histories refuse that, so only tests do it, and only here."""
     models.QuerySet.update(events, **facts)
     DeviceDay.objects.all().delete()
+    ended_usage.cache_clear()
 
 
 def make_base_model(

@@ -18,7 +18,8 @@ ROWS = 5
 UNDECIDED_AGE = timedelta(days=90)
 PERSON_FIELDS = ("first_name", "last_name", "email")
 DECISION_FIELDS = (
-    *("reason", "decided_at", "study__name", "adapter__name", "adapter__version"),
+    *("reason", "decided_at", "approved", "study__name"),
+    *("adapter__name", "adapter__version", "adapter__stage"),
     *(f"decided_by__{field}" for field in PERSON_FIELDS),
 )
 # What the sentence about a failed run is made of.
@@ -59,13 +60,15 @@ class MonthOverview:
         decisions = decisions.only(*DECISION_FIELDS)
         # A later change of the stage settles a proposal.
         is_proposal = Q(approved=False, adapter__stage=Adapter.Stage.DRAFT)
+        log = list(decisions.filter(is_proposal | Q(decided_at__gte=month.begin)))
+        proposed = {one.pk for one in log if not one.approved and one.adapter.stage == Adapter.Stage.DRAFT}
         return cls(
             month=month,
             budget=budget,
             unit=unit_label(),
             verdicts=newest_of_datasets(ended_studies(project).filter(finished_at__gte=month.begin)),
-            decisions=list(decisions.filter(~is_proposal, decided_at__gte=month.begin)[:ROWS]),
-            proposals=list(decisions.filter(is_proposal)[:ROWS]),
+            decisions=[one for one in log if one.pk not in proposed][:ROWS],
+            proposals=[one for one in log if one.pk in proposed][:ROWS],
             undecided=list(
                 ended_studies(project)
                 .select_related(None)
@@ -115,8 +118,13 @@ def failures(causes: list[Any]) -> list[dict[str, Any]]:
 def waiting_people(project: Project) -> list[dict[str, Any]]:
     """Return who has waiting jobs, the longest wait first: person, number of jobs, and since when."""
     queued = Job.objects.filter(project=project, state=State.QUEUED).order_by()
-    rows = queued.values("created_by").annotate(count=Count("pk"), since=Min("created_at")).order_by("since")
-    people = User.objects.only(*PERSON_FIELDS).in_bulk(
-        [row["created_by"] for row in rows if row["created_by"]]
-    )
-    return [{**row, "person": people.get(row["created_by"])} for row in rows]
+    fields = [f"created_by__{field}" for field in PERSON_FIELDS]
+    rows = queued.values_list("created_by", *fields).annotate(count=Count("pk"), since=Min("created_at"))
+    return [
+        {
+            "person": User(pk=pk, **dict(zip(PERSON_FIELDS, names, strict=True))) if pk else None,
+            "count": count,
+            "since": since,
+        }
+        for pk, *names, count, since in rows.order_by("since")
+    ]

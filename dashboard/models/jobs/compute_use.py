@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 
 from django.db.models import Prefetch, Q, QuerySet
@@ -64,11 +65,19 @@ def device_usage(project: Project, since: datetime) -> Iterator[DeviceUsage]:
     """Yield the attempts of the project's trainings and evaluations that run or ended after `since`."""
     # Many jobs may wait that no worker has held yet.
     jobs = Job.objects.filter(project=project, queue=Job.Queue.GPU, attempt__gt=0).order_by()
-    # Two searches of an index: with one condition for both, databases read all jobs of the project.
-    ended, unended = (
-        jobs.filter(end).values("pk") for end in (Q(finished_at__gte=since), Q(finished_at=None))
-    )
-    return _device_usage(JobEvent.objects.filter(Q(job__in=ended) | Q(job__in=unended)))
+    ended = jobs.filter(finished_at__gte=since).values_list("pk", "attempt", "finished_at")
+    yield from ended_usage(project.pk, since, tuple(sorted(ended)))
+    yield from _device_usage(JobEvent.objects.filter(job__in=jobs.filter(finished_at=None).values("pk")))
+
+
+# Histories are append-only: what ended jobs used changes only with another end.
+@lru_cache(maxsize=8)
+def ended_usage(
+    project: int, since: datetime, _ended: tuple[tuple[int, int, datetime | None], ...]
+) -> tuple[DeviceUsage, ...]:
+    """Return the attempts of the jobs that ended after `since`."""
+    jobs = Job.objects.filter(project=project, queue=Job.Queue.GPU, attempt__gt=0, finished_at__gte=since)
+    return tuple(_device_usage(JobEvent.objects.filter(job__in=jobs.order_by().values("pk"))))
 
 
 def used_seconds(jobs: QuerySet[Job]) -> float:

@@ -87,6 +87,21 @@ def test_a_running_job_counts_up_to_now(run: TrainingRun, project: Project) -> N
     assert 39 < used(project) < 60 or Month.current().begin > timezone.now() - timedelta(seconds=60)
 
 
+def test_a_job_that_ends_again_counts_both_attempts(run: TrainingRun, project: Project) -> None:
+    job = run.job
+    assert job is not None
+    held(finish(job, State.FAILED), Month.current().begin, 60)
+    assert used(project) == pytest.approx(60)
+    Job.objects.filter(pk=job.pk).update(state=State.RUNNING, attempt=2, finished_at=None)
+    begun = timezone.now() - timedelta(seconds=40)
+    JobEvent.objects.create(
+        job=job, attempt=2, seq=99, event="claim", from_state="queued", to_state="starting", created_at=begun
+    )
+    assert used(project) == pytest.approx(100, abs=3)
+    job.move("fail", error_code="bad_data")
+    assert used(project) == pytest.approx(100, abs=3)
+
+
 def test_usage_across_the_end_of_a_month_is_split(run: TrainingRun, project: Project) -> None:
     assert run.job is not None
     begin = Month.current().begin
