@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from django.utils.text import Truncator
@@ -55,11 +56,14 @@ def thin(points: Sequence[Point], limit: int = POINTS_SHOWN) -> list[Point]:
     if len(points) <= limit:
         return list(points)
     inner = points[1:-1]
+    # Most curves are finite, and then the key is the value itself, without a call for each point.
+    is_finite = all(map(math.isfinite, map(itemgetter(1), inner)))
+    height = itemgetter(1) if is_finite else _height
     buckets = max(1, (limit - 2) // 2)
     kept = [points[0]]
     for bucket in range(buckets):
         part = inner[bucket * len(inner) // buckets : (bucket + 1) * len(inner) // buckets]
-        low, high = min(part, key=_height), max(part, key=_height)
+        low, high = min(part, key=height), max(part, key=height)
         kept += sorted({low, high})
     return [*kept, points[-1]]
 
@@ -177,7 +181,7 @@ def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
 def table(curves: dict[str, Sequence[Point]], rows: int = 25) -> list[tuple[int, list[float | None]]]:
     """Return the chart as a table: (step, value of each curve) at about `rows` steps, ends included."""
     by_step = [dict(points) for points in curves.values()]
-    steps = sorted({step for known in by_step for step in known})
+    steps = sorted(set().union(*by_step))
     if len(steps) > rows:
         steps = [steps[round(place * (len(steps) - 1) / (rows - 1))] for place in range(rows)]
     return [(step, [known.get(step) for known in by_step]) for step in steps]

@@ -6,6 +6,7 @@ its end, with its evaluations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -94,13 +95,16 @@ class BudgetStatus:
     reserved: float
 
     @classmethod
-    def for_project(cls, project: Project) -> BudgetStatus:
+    def for_project(cls, project: Project, days: Sequence[DeviceDay] | None = None) -> BudgetStatus:
+        """Return the status; `days`: those of the current month and before, if they were read."""
         month = Month.current()
         hours = ComputeBudget.objects.hours_of(project)
+        if days is None:
+            days = DeviceDay.objects.since(project, month.begin)
         return cls(
             month=month,
             limit=None if hours is None else hours * HOUR,
-            used=sum(day.seconds for day in DeviceDay.objects.since(project, month.begin)),
+            used=sum(day.seconds for day in days if day.begin >= month.begin),
             reserved=reserved_seconds(project),
         )
 
@@ -135,8 +139,10 @@ class Charge:
     raise_hint: str
 
     @classmethod
-    def for_work(cls, project: Project, seconds: float, by: User | None) -> Charge:
-        status = BudgetStatus.for_project(project)
+    def for_work(
+        cls, project: Project, seconds: float, by: User | None, status: BudgetStatus | None = None
+    ) -> Charge:
+        status = status or BudgetStatus.for_project(project)
         hint = "" if status.covers(seconds) else budget_raise_hint(project, by)
         return cls(status, seconds, unit_label(), hint)
 
@@ -199,12 +205,21 @@ def budget_raise_hint(project: Project, by: User | None) -> str:
     return _("%(names)s can raise the budget.") % {"names": _(" or ").join(names)}
 
 
-def monthly_usage(project: Project) -> list[tuple[Month, float, float | None]]:
-    """Return the last months, newest first: month, used seconds, and the limit in seconds at its end."""
+def shown_months() -> list[Month]:
+    """Return the last months, newest first."""
     months = [Month.current()]
     while len(months) < MONTHS_SHOWN:
         months.append(months[-1].previous)
-    days = DeviceDay.objects.since(project, months[-1].begin)
+    return months
+
+
+def monthly_usage(
+    project: Project, days: Sequence[DeviceDay] | None = None
+) -> list[tuple[Month, float, float | None]]:
+    """Return month, used seconds, and the limit in seconds at its end; `days`: theirs, if they were read."""
+    months = shown_months()
+    if days is None:
+        days = DeviceDay.objects.since(project, months[-1].begin)
     limits = list(ComputeBudget.objects.filter(project=project).values_list("created_at", "hours"))
     rows = []
     for month in months:

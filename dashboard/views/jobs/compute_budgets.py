@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET, require_POST
 from dashboard.forms.jobs import ComputeBudgetForm
 from dashboard.gate import Request
 from dashboard.models import ComputeBudget, Project, Role, User
-from dashboard.models.jobs.compute_budget import Charge, monthly_usage
+from dashboard.models.jobs.compute_budget import BudgetStatus, Charge, monthly_usage, shown_months
 from dashboard.models.jobs.device_day import DeviceDay, usage_by_user
 
 CHANGES_SHOWN = 10
@@ -42,11 +42,11 @@ def change(request: Request) -> HttpResponse:
 
 def budget_context(project: Project) -> dict[str, Any]:
     """Return the current month, its users, the months before and the changes of the limit."""
-    charge = Charge.for_work(project, 0.0, None)
-    month = charge.status.month
-    usages = usage_by_user(DeviceDay.objects.since(project, month.begin))
+    days = DeviceDay.objects.since(project, shown_months()[-1].begin)
+    charge = Charge.for_work(project, 0.0, None, BudgetStatus.for_project(project, days))
+    usages = usage_by_user(day for day in days if day.begin >= charge.status.month.begin)
     names = User.objects.in_bulk([pk for pk, _seconds in usages if pk])
-    months = monthly_usage(project)
+    months = monthly_usage(project, days)
     highest = max([max(used, limit or 0.0) for _month, used, limit in months] + [1.0])
     return {
         "charge": charge,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
@@ -21,6 +22,7 @@ from dashboard.models import (
     IllegalMove,
     Job,
     JobEvent,
+    MetricSeries,
     OverBudget,
     Role,
     State,
@@ -53,7 +55,10 @@ SAMPLE_GROUPS = {
 @require_GET
 def detail(request: Request, pk: int) -> HttpResponse:
     """Show a run: its progress, or its result or failure when it is over."""
-    run = TrainingRun.objects.with_facts().with_scores().fetch(request.user, pk)
+    runs = TrainingRun.objects.with_facts().with_scores().prefetch_related("metric_series", "tags")
+    runs = runs.defer("job__spec", "adapter__files", "dataset_version__report")
+    run = runs.fetch(request.user, pk)
+    series = {one.name: one for one in run.metric_series.all()}
     context = {
         **progress_context(run),
         **samples_context(request, run),
@@ -67,8 +72,8 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "settings": settings_of(run),
         "learn": Hyperparameters(**run.hyperparameters),
         "log": run.job.log_tail() if run.job else "",
-        "table": curve_table(run),
-        "finding": curves.loss_summary(run.metric_series.filter(name="train/loss").first()),
+        "table": curve_table(series),
+        "finding": curves.loss_summary(series.get("train/loss")),
         "look": curves.colours([run.pk])[run.pk],
         "compared": compare_forecast(run),
         "unscored": unscored_run_notice(run),
@@ -220,7 +225,6 @@ def settings_of(run: TrainingRun) -> list[dict[str, Any]]:
     ]
 
 
-def curve_table(run: TrainingRun) -> list[tuple[int, list[float | None]]]:
+def curve_table(stored: Mapping[str, MetricSeries]) -> list[tuple[int, list[float | None]]]:
     """Return the chart as a table."""
-    stored = {series.name: series for series in run.metric_series.filter(name__in=curves.CURVES)}
     return curves.table({name: stored[name].points() if name in stored else [] for name in curves.CURVES})
