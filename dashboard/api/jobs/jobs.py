@@ -1,11 +1,11 @@
 """The queue: the project's jobs, their state and history, their priority, and stopping one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Literal
 
-from django.db.models import Prefetch, QuerySet
+from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 from ninja import Router, Schema, Status
 from pydantic import ConfigDict
@@ -96,12 +96,31 @@ def expected_starts() -> Callable[[Job | None], datetime | None]:
     return starts_at
 
 
-def serialize_job(job: Job, starts_at: Callable[[Job | None], datetime | None]) -> dict[str, Any]:
-    runs = [run.pk for run in job.training_runs.all()] + [
-        evaluation.run_id for evaluation in job.evaluations.all()
-    ]
-    datasets = [version.dataset_id for version in job.dataset_versions.all()]
-    base_models = [base_model.pk for base_model in job.base_models.all()]
+class Subjects:
+    """Ids of what jobs work for, read once for all of them and without a model row for each."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        keys = [job.pk for job in jobs]
+        # Of several the first counts, and a training before its evaluations.
+        runs = TrainingRun.objects.filter(job__in=keys).values_list("job_id", "pk")
+        scored = Evaluation.objects.filter(job__in=keys).values_list("job_id", "run_id")
+        versions = DatasetVersion.objects.filter(job__in=keys).values_list("job_id", "dataset_id")
+        base_models = BaseModel.objects.filter(job__in=keys).values_list("job_id", "pk")
+        self.runs = first_of([*runs, *scored])
+        self.datasets, self.base_models = first_of(versions), first_of(base_models)
+
+
+def first_of(pairs: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return job -> the first id that is paired with it."""
+    found: dict[int, int] = {}
+    for job, pk in pairs:
+        found.setdefault(job, pk)
+    return found
+
+
+def serialize_job(
+    job: Job, subjects: Subjects, starts_at: Callable[[Job | None], datetime | None]
+) -> dict[str, Any]:
     return {
         "id": job.pk,
         "kind": job.kind,
@@ -114,9 +133,9 @@ def serialize_job(job: Job, starts_at: Callable[[Job | None], datetime | None]) 
         "total_steps": job.total_steps,
         "eta_seconds": time_left(job),
         "attempt": job.attempt,
-        "run": next(iter(runs), None),
-        "dataset": next(iter(datasets), None),
-        "base_model": next(iter(base_models), None),
+        "run": subjects.runs.get(job.pk),
+        "dataset": subjects.datasets.get(job.pk),
+        "base_model": subjects.base_models.get(job.pk),
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
@@ -136,31 +155,27 @@ def serialize_event(event: JobEvent) -> dict[str, Any]:
     }
 
 
-def with_subjects() -> Any:
-    """Prefetch what the jobs work for, so that a list needs no query per job."""
-    return Job.objects.prefetch_related(
-        Prefetch("training_runs", TrainingRun.objects.only("job")),
-        Prefetch("dataset_versions", DatasetVersion.objects.only("job", "dataset")),
-        Prefetch("base_models", BaseModel.objects.only("job")),
-        Prefetch("evaluations", Evaluation.objects.only("job", "run")),
-    ).defer("spec")
-
-
 @router.get("", response={200: list[JobOut], **READING})
 @listing(Newest)
 def index(request: Call, state: State | None = None) -> Rows:
     """List the project's jobs, all or those in one `state`."""
-    jobs: QuerySet[Job] = with_subjects().visible_to(request.auth)
+    jobs: QuerySet[Job] = Job.objects.defer("spec").visible_to(request.auth)
     starts_at = expected_starts()
-    return Rows(jobs.filter(state=state) if state else jobs, lambda job: serialize_job(job, starts_at))
+    subjects: list[Subjects] = []
+    return Rows(
+        jobs.filter(state=state) if state else jobs,
+        lambda job: serialize_job(job, subjects[0], starts_at),
+        lambda page: subjects.append(Subjects(page)),
+    )
 
 
 @router.get("/{int:pk}", response={200: JobDetailOut, **READING})
 def detail(request: Call, pk: int) -> dict[str, Any]:
     """Return one job, with its position in the queue."""
-    job = with_subjects().fetch(request.auth, pk)
+    job = Job.objects.defer("spec").fetch(request.auth, pk)
     position, start = QueueForecast.for_job(job).estimate_for(job)
-    return {**serialize_job(job, lambda _job: start.at if start else None), "position": position}
+    answer = serialize_job(job, Subjects([job]), lambda _job: start.at if start else None)
+    return {**answer, "position": position}
 
 
 @router.patch("/{int:pk}", response={200: JobDetailOut, **WRITING}, url_name="job-detail")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, cast
 
 from django.core.exceptions import ValidationError as DjangoError
 from django.db import transaction
-from django.db.models import Prefetch
+from django.db.models import Model, Prefetch, prefetch_related_objects
 from django.utils.translation import gettext as _
 from ninja import Query, Router, Status
 
@@ -36,6 +37,7 @@ from dashboard.api.training.schemas import (
 from dashboard.forms.training.run_notes import clean_tag_names
 from dashboard.models import (
     Adapter,
+    DatasetVersion,
     Evaluation,
     EvaluationItem,
     IllegalMove,
@@ -49,6 +51,7 @@ from dashboard.models import (
 )
 from dashboard.models.evaluations import forgetting
 from dashboard.models.evaluations.evaluation import base_evaluation
+from dashboard.models.evaluations.run_score import RunScore
 from dashboard.models.jobs.stop import StopRefused, stop_run
 from dashboard.models.training.forecast import RunForecaster
 
@@ -63,12 +66,42 @@ METRICS = (
     "system/memory_bytes",
 )
 LOG_LINES = 1000
+# What an answer reads of the rows that a run refers to.
+READ: dict[str, tuple[type[Model], tuple[str, ...]]] = {
+    "job": (Job, ("state", "phase", "step", "error_code", "error_message", "keep")),
+    "dataset_version": (DatasetVersion, ("dataset", "splits")),
+    "adapter": (Adapter, ("run", "name", "version")),
+}
 
 
-def serialize_run(
-    run: TrainingRun, starts_at: Callable[[Job | None], datetime | None] | None = None
+class RelatedRows:
+    """Tags and scores of runs, read once for all of them and without a model row for each."""
+
+    def __init__(self, runs: Sequence[TrainingRun]) -> None:
+        self.tags: defaultdict[int, list[str]] = defaultdict(list)
+        self.scores: defaultdict[int, dict[str, dict[str, float | None]]] = defaultdict(dict)
+        keys = [run.pk for run in runs]
+        named = TrainingRun.tags.through.objects.filter(trainingrun__in=keys).order_by("tag__name")
+        for run, name in named.values_list("trainingrun_id", "tag__name"):
+            self.tags[run].append(name)
+        scores = RunScore.objects.filter(run__in=keys).values_list("run_id", "metric", "base", "value")
+        for run, metric, base, adapter in scores:
+            self.scores[run][metric] = {"base": base, "adapter": adapter}
+        # A run that goes on has the step of its last training loss.
+        losses = MetricSeries.objects.filter(name="train/loss").only("run", "name", "last_step")
+        prefetch_related_objects(
+            [run for run in runs if run.ended_step is None], Prefetch("metric_series", losses)
+        )
+
+
+def serialize_run(run: TrainingRun) -> dict[str, Any]:
+    """Return the JSON object of a run."""
+    return run_entry(run, RelatedRows([run]), jobs.expected_starts())
+
+
+def run_entry(
+    run: TrainingRun, related: RelatedRows, starts_at: Callable[[Job | None], datetime | None]
 ) -> dict[str, Any]:
-    """Return the JSON object of a run; a list passes `starts_at`, which estimates all starts at once."""
     return {
         "id": run.pk,
         "name": run.name,
@@ -78,7 +111,7 @@ def serialize_run(
         "base_model": run.base_model_id,
         "target_module_config": run.target_module_config_id,
         "hyperparameters": run.hyperparameters,
-        "starts_at": (starts_at or jobs.expected_starts())(None if run.outcome else run.job),
+        "starts_at": starts_at(None if run.outcome else run.job),
         "step": run.step,
         "total_steps": run.total_steps,
         "forecast": run.forecast or None,
@@ -87,12 +120,9 @@ def serialize_run(
         "resumable_from": run.resumable_from,
         "adjustments": run.adjustments,
         "origin": run.origin,
-        "tags": [tag.name for tag in run.tags.all()],
+        "tags": related.tags[run.pk],
         "note": run.note,
-        "scores": {
-            row.metric: {"base": row.base, "adapter": row.value}
-            for row in run.stored_scores.all()  # type: ignore[attr-defined]
-        },
+        "scores": related.scores[run.pk],
     }
 
 
@@ -121,12 +151,15 @@ def serialize_evaluation(evaluation: Evaluation, base: Evaluation | None) -> dic
 
 
 def with_facts() -> Any:
-    """Return runs with everything that `serialize_run` reads, in a fixed number of queries."""
+    """Return runs with the columns that `run_entry` reads."""
     runs = TrainingRun.objects.select_related("job", "dataset_version", "adapter")
-    runs = runs.defer("job__spec", "dataset_version__report", "adapter__files", "metadata", "confirmations")
-    # A run that goes on has the step of its last training loss; other curves are not shown.
-    losses = MetricSeries.objects.filter(name="train/loss").only("run", "name", "last_step")
-    return runs.prefetch_related(Prefetch("metric_series", losses), "tags", "stored_scores")
+    unread = [
+        f"{relation}__{field.name}"
+        for relation, (model, read) in READ.items()
+        for field in model._meta.concrete_fields
+        if not field.primary_key and field.name not in read
+    ]
+    return runs.defer("metadata", "confirmations", *unread)
 
 
 @router.get("", response={200: list[RunOut], **READING})
@@ -134,7 +167,13 @@ def with_facts() -> Any:
 def index(request: Call) -> Rows:
     """List the project's runs, the newest first unless `sort` says otherwise. Filters narrow the list."""
     starts_at = jobs.expected_starts()
-    return listed(request, with_facts(), convert=lambda run: serialize_run(run, starts_at))
+    related: list[RelatedRows] = []
+    return listed(
+        request,
+        with_facts(),
+        convert=lambda run: run_entry(run, related[0], starts_at),
+        fetch=lambda page: related.append(RelatedRows(page)),
+    )
 
 
 @router.get("/{int:pk}", response={200: RunOut, **READING})
@@ -207,7 +246,7 @@ def cancel(request: Call, pk: int, payload: CancelIn | None = None) -> Status[di
     Runs that train in the same job, as those of a study do, are all stopped with it, and `keep` holds for
     each of them.
     """
-    run = with_facts().fetch(request.auth, pk, Role.EDITOR)
+    run = TrainingRun.objects.select_related("job").fetch(request.auth, pk, Role.EDITOR)
     do_once(request, f"cancel run {pk}", lambda: stop(request, run, (payload and payload.keep) or ""))
     return Status(202, detail(request, pk))
 
@@ -227,7 +266,7 @@ def resume(request: Call, pk: int, payload: Nothing | None = None) -> Status[dic
     A finished study of the run continues too, and gets a new verdict. 409 `over_budget`: the project's
     compute budget of this month is too small for the rest of the run or of its study.
     """
-    run = with_facts().fetch(request.auth, pk, Role.EDITOR)
+    run = TrainingRun.objects.select_related("job").fetch(request.auth, pk, Role.EDITOR)
     try:
         do_once(request, f"resume {pk}", lambda: run.resume(request.auth.user))
     except IllegalMove as refusal:
