@@ -208,17 +208,17 @@ def place_numbers(
     taken = [(mark["share"], mark["y"]) for mark in marks]
     steps = sorted(range(-5 * len(marks), 5 * len(marks) + 1), key=abs)
     for mark in marks:
-        places = [
-            (mark["share"] + side * BESIDE, mark["y"] + step * LABEL_HEIGHT / 3)
-            for step in steps
-            for side in sides
-        ]
+        share, height = mark["share"], mark["y"]
+        places = [(share + side * BESIDE, height) for side in sides]
+        # Most numbers find a place beside their mark, so places are made one by one.
         free = (
             (x, y)
-            for x, y in places
-            if 0 <= x <= 1 or LEFT not in sides
+            for y in (height + step * LABEL_HEIGHT / 3 for step in steps)
             if LABEL_HEIGHT / 2 <= y <= bottom
-            if not any(abs(x - u) < BESIDE and abs(y - v) < LABEL_HEIGHT for u, v in taken)
+            for near in [[u for u, v in taken if abs(y - v) < LABEL_HEIGHT]]
+            for x, _y in places
+            if 0 <= x <= 1 or LEFT not in sides
+            if not any(abs(x - u) < BESIDE for u in near)
         )
         x, mark["number_y"] = next(free, places[0])
         mark["is_left"] = x < mark["share"]

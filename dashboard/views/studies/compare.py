@@ -269,7 +269,8 @@ def curve_lines(run: TrainingRun) -> str:
     lines = []
     for series in run.metric_series.all():
         start = csv_text([[run.pk, run.name, "curve", series.name]]).removesuffix("\r\n")
-        lines += [f"{start},{step},{value!r}\r\n" for step, value in series.points()]
+        # Values are stored as 32 bits, which nine digits identify.
+        lines += [f"{start},{step},{value:.9g}\r\n" for step, value in series.points()]
     return "".join(lines)
 
 
