@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -16,7 +16,6 @@ from dashboard.models import (
     BaseModel,
     Caller,
     DatasetVersion,
-    Job,
     Project,
     State,
     TargetModuleConfig,
@@ -24,8 +23,7 @@ from dashboard.models import (
 )
 from dashboard.models.accounts.project import parse_id, readable_ids
 
-# Of the job that imported or inspected a row, the state alone is read.
-UNREAD_OF_JOB = [f"job__{field.name}" for field in Job._meta.fields if field.name not in ("id", "state")]
+RowT = TypeVar("RowT", bound=models.Model)
 
 
 @dataclass(frozen=True)
@@ -46,18 +44,11 @@ class Offer:
         # Asked once: rows of a project that the caller may not read are left out.
         own = [pk for pk in readable_ids(caller) if pk == project.pk]
         here = Q(project=None) | Q(project__in=own)
-        versions = DatasetVersion.objects.filter(project__in=own)
-        versions = versions.select_related("dataset", "job").defer("report", *UNREAD_OF_JOB)
-        base_models = BaseModel.objects.filter(here)
-        base_models = base_models.select_related("job").defer(*UNREAD_OF_JOB)
+        versions = DatasetVersion.objects.filter(project__in=own).select_related("dataset").defer("report")
+        base_models = BaseModel.objects.filter(here).order_by(F("project").asc(nulls_first=True), "pk")
         return cls(
-            # By state here, because databases would start from all jobs that have succeeded.
-            [version for version in versions if version.is_ready],
-            [
-                model
-                for model in base_models.order_by(F("project").asc(nulls_first=True), "pk")
-                if model.state == State.SUCCEEDED
-            ],
+            imported(versions),
+            imported(base_models),
             list(TargetModuleConfig.objects.filter(here)),
             WorkerNode.objects.supporting_4bit().exists(),
         )
@@ -74,6 +65,13 @@ class Offer:
             for config in self.configs
             if config.project_id is None or config.version == newest[config.project_id, config.name]
         ]
+
+
+def imported(rows: models.QuerySet[RowT]) -> list[RowT]:
+    """Return the rows whose job has succeeded; of the jobs the state alone is read."""
+    # Asked here, because databases would start from all jobs that have succeeded.
+    found: Any = rows.annotate(job_state=F("job__state"))
+    return [row for row in found if row.job_state == State.SUCCEEDED]
 
 
 class RowField(forms.ChoiceField):
