@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 
-from django.db.models import Prefetch, Q, QuerySet
+from django.db.models import Prefetch, Q, QuerySet, prefetch_related_objects
 from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
@@ -109,11 +109,13 @@ def reserved_seconds(project: Project) -> float:
     begun = begun.select_related("dataset_version").only(
         "project", "spec", "forecast", "dataset_version__splits"
     )
-    planned = Prefetch("arms__runs", project.training_runs.only("project", "study_arm", "rung", "forecast"))
-    scores = project.evaluations.select_related("job").only("project", "run", "subject", "job__state")
-    studies = project.studies.filter(finished_at=None, cancelled_at=None).prefetch_related(
-        planned, Prefetch("arms__runs__evaluations", scores)
-    )
+    studies = list(project.studies.filter(finished_at=None, cancelled_at=None))
+    if studies:
+        planned = project.training_runs.only("project", "study_arm", "rung", "forecast")
+        scores = project.evaluations.select_related("job").only("project", "run", "subject", "job__state")
+        prefetch_related_objects(
+            studies, Prefetch("arms__runs", planned), Prefetch("arms__runs__evaluations", scores)
+        )
     return (
         waiting
         + sum(run.seconds_left for run in begun.prefetch_related("metric_series"))
