@@ -143,15 +143,12 @@ class RunForecaster:
     def load(cls, base_model: BaseModel, version: DatasetVersion | None) -> RunForecaster:
         """Return a forecaster for the devices that train now, else for the one that trained last."""
         calibrations = Calibration.objects.usable()
-        devices = tuple(
-            WorkerNode.objects.alive()
-            .filter(kind=WorkerNode.Kind.WORKER, queue="gpu")
-            .exclude(device="")
-            .values_list("device", "memory_bytes")
-            .distinct()
-        )
+        workers = WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER)
+        nodes = list(workers.values_list("queue", "device", "memory_bytes", "loads_4bit"))
+        trains = ((device, memory) for queue, device, memory, _loads in nodes if queue == Job.Queue.GPU)
+        devices = tuple(dict.fromkeys(pair for pair in trains if pair[0]))
+        quantizing = frozenset(device for _queue, device, _memory, loads_4bit in nodes if loads_4bit)
         last = calibrations[0].device if calibrations else DEFAULT_DEVICE
-        quantizing = frozenset(WorkerNode.objects.supporting_4bit().values_list("device", flat=True))
         return cls(base_model, version, devices or ((last, 0),), calibrations, quantizing)
 
     def for_base_model(self, base_model: BaseModel) -> RunForecaster:
