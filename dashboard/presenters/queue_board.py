@@ -64,11 +64,6 @@ class QueueRow:
         return self.subjects if self.job.kind == Job.Kind.TRAIN else ()
 
     @property
-    def kind_label(self) -> str:
-        """Return the label of the job's kind; Django's own reads all kinds for each row."""
-        return str(Job.Kind(self.job.kind).label)
-
-    @property
     def is_stop_lossless(self) -> bool:
         return is_stop_lossless(self.job)
 

@@ -16,16 +16,21 @@ from dashboard.presenters.queue_board import QueueRow
 from dashboard.templatetags.graftworks import ago, duration, status
 
 register = template.Library()
+# Pieces of rows that are kept, because live pages ask for the same ones every five seconds.
+KEPT = 1000
 UNKNOWN = '<span class="text-secondary">%s</span>'
 
 
 @register.simple_tag
 def queue_job(row: QueueRow) -> SafeString:
     """Return the name of what a job works for, with the kind of the job."""
-    name: str = row.title
-    if row.url:
-        name = format_html('<a class="card-link-title" href="{}">{}</a>', row.url, row.title)
-    return format_html('{}<div class="text-secondary">{}</div>', name, row.kind_label)
+    return _job(row.title, row.url, row.job.kind)
+
+
+@lru_cache(KEPT)
+def _job(title: str, url: str, kind: str) -> SafeString:
+    name = format_html('<a class="card-link-title" href="{}">{}</a>', url, title) if url else title
+    return format_html('{}<div class="text-secondary">{}</div>', name, Job.Kind(kind).label)
 
 
 @register.simple_tag
@@ -33,18 +38,27 @@ def queue_owner(row: QueueRow) -> SafeString:
     """Return the owner of a job and its project, if the reader may see them."""
     if not row.is_readable:
         return SafeString("–")
-    project = row.job.project
-    place = format_html('<div class="text-secondary">{}</div>', project.name) if project else ""
-    return format_html("{}{}", row.owner or _("The installation"), place)
+    return _owner(row.owner, row.job.project.name if row.job.project else "")
+
+
+@lru_cache(KEPT)
+def _owner(owner: str, project: str) -> SafeString:
+    place = format_html('<div class="text-secondary">{}</div>', project) if project else ""
+    return format_html("{}{}", owner or _("The installation"), place)
 
 
 @register.simple_tag
 def queue_stop(row: QueueRow) -> SafeString:
     """Return the link to the question before a job is stopped; the page opens it as a dialog."""
+    return _stop(row.job.pk, row.title)
+
+
+@lru_cache(KEPT)
+def _stop(job: int, title: str) -> SafeString:
     return format_html(
         '<a class="btn btn-sm" href="{0}" hx-get="{0}" hx-target="#stop-job" aria-label="{1}">{2}</a>',
-        reverse("queue-cancel", args=[row.job.pk]),
-        _("Stop %(job)s") % {"job": row.title},
+        reverse("queue-cancel", args=[job]),
+        _("Stop %(job)s") % {"job": title},
         _("Stop"),
     )
 
@@ -78,23 +92,33 @@ def priority(row: QueueRow, csrf_token: str) -> SafeString | str:
     job = row.job
     if not row.may_prioritise:
         return str(Job.Priority(job.priority).label)
-    choices = (
-        (value, SafeString(" selected" if value == job.priority else ""), label)
+    head, choices = _priority(job.pk, row.title, job.priority)
+    return format_html(
+        '{}<input type="hidden" name="csrfmiddlewaretoken" value="{}">{}</form>', head, csrf_token, choices
+    )
+
+
+@lru_cache(KEPT)
+def _priority(job: int, title: str, present: int) -> tuple[SafeString, SafeString]:
+    """Return the start of the form, and its choice with the button."""
+    head = format_html(
+        '<form class="inline-form queue-priority" method="post" action="{0}" hx-post="{0}" '
+        'hx-trigger="change, submit" hx-target="#board" hx-swap="innerHTML">',
+        reverse("queue-prioritise", args=[job]),
+    )
+    options = (
+        (value, SafeString(" selected" if value == present else ""), label)
         for value, label in Job.Priority.choices
     )
-    return format_html(
-        '<form class="inline-form queue-priority" method="post" action="{0}" hx-post="{0}" '
-        'hx-trigger="change, submit" hx-target="#board" hx-swap="innerHTML">'
-        '<input type="hidden" name="csrfmiddlewaretoken" value="{1}">'
-        '<select class="form-select form-select-sm" id="priority-{2}" name="priority" aria-label="{3}">{4}'
-        '</select><button class="btn btn-sm no-js" type="submit">{5}</button></form>',
-        reverse("queue-prioritise", args=[job.pk]),
-        csrf_token,
-        job.pk,
-        _("Priority of %(job)s") % {"job": row.title},
-        format_html_join("", '<option value="{}"{}>{}</option>', choices),
+    choices = format_html(
+        '<select class="form-select form-select-sm" id="priority-{}" name="priority" aria-label="{}">{}'
+        '</select><button class="btn btn-sm no-js" type="submit">{}</button>',
+        job,
+        _("Priority of %(job)s") % {"job": title},
+        format_html_join("", '<option value="{}"{}>{}</option>', options),
         _("Set"),
     )
+    return head, choices
 
 
 @register.simple_tag
