@@ -254,7 +254,7 @@ class RunForecaster:
     def workload(self, hyperparameters: Hyperparameters) -> Workload:
         """Return the tokens and steps that the run computes."""
         validation_rows = int(self.version.splits.get("validation", 0)) if self.version else 0
-        return estimate_workload(
+        return _estimate_workload(
             self.truncated_rows(hyperparameters),
             hyperparameters,
             is_packed=self.census.model_type in PREFIX_TYPES,
@@ -273,6 +273,9 @@ class RunForecaster:
         return RowLengths.from_report(report, int(self.version.splits.get("train", 0)))
 
 
+_estimate_workload = functools.lru_cache(maxsize=512)(estimate_workload)
+
+
 def estimate_run(
     shape: ModelShape,
     workload: Workload,
@@ -282,6 +285,19 @@ def estimate_run(
     threads: int | None = None,
 ) -> RawEstimate:
     """Return memory and time by formula alone. `threads`: of a CPU; by default those in the device's name."""
+    return _estimate_run(shape, workload, hyperparameters, device, dtype, threads or device_threads(device))
+
+
+# A form asks for the same cards and arms at every change.
+@functools.lru_cache(maxsize=512)
+def _estimate_run(
+    shape: ModelShape,
+    workload: Workload,
+    hyperparameters: Hyperparameters,
+    device: str,
+    dtype: str,
+    threads: int,
+) -> RawEstimate:
     options = ComputeOptions(
         dtype_bytes=DTYPE_BYTES.get(dtype, 4),
         on_cuda=device_kind(device) == "cuda",
@@ -290,9 +306,7 @@ def estimate_run(
         adapter_dtype_bytes=adapter_dtype_bytes(dtype, hyperparameters),
         load_in_4bit=hyperparameters.load_in_4bit,
     )
-    speed = training_cost.typical_operations_per_second(
-        device, threads or device_threads(device), options.dtype_bytes
-    )
+    speed = training_cost.typical_operations_per_second(device, threads, options.dtype_bytes)
     return RawEstimate(
         memory_bytes=sum(training_cost.estimate_memory(shape, workload, options).values()),
         seconds=training_cost.estimate_time(shape, workload, speed, options),
