@@ -29,8 +29,10 @@ class Renderer(TemplatesSetting):
     def render(self, template_name: str, context: dict[str, Any], request: Any = None) -> SafeString:
         """Return the HTML of a control or a form."""
         state = field_state(context["field"]) if template_name == FIELD else ""
-        if state in self.kept:
-            return self.kept[state]
+        # Asked once: another thread may clear it meanwhile.
+        kept = self.kept.get(state)
+        if kept is not None:
+            return kept
         if template_name.startswith(WIDGETS):
             html = self.controls.render(template_name, context, request)
         else:
