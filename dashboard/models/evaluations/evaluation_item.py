@@ -21,13 +21,32 @@ VARIANCE_ARMS, VARIANCE_SEEDS, VARIANCE_ROWS = 4, 3, 500
 class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
     """Items in pairs of base model and adapter."""
 
-    def pairs(self, run: TrainingRun) -> list[tuple[EvaluationItem, EvaluationItem]]:
-        """Return (base item, adapter item) of the newest ended evaluation of a run, in order of rows."""
+    def pairs(
+        self, run: TrainingRun, rows: Sequence[int] | None = None
+    ) -> list[tuple[EvaluationItem, EvaluationItem]]:
+        """Return (base item, adapter item) of the newest ended evaluation of a run, in order of rows.
+
+        `rows`: those to read; all by default.
+        """
         sides = (base_evaluation(run), adapter_evaluation(run))
         if not all(sides):
             return []
-        base, adapter = ({item.row: item for item in self.filter(evaluation=side)} for side in sides)
+        items = self.order_by() if rows is None else self.filter(row__in=rows).order_by()
+        base, adapter = ({item.row: item for item in items.filter(evaluation=side)} for side in sides)
         return [(base[row], adapter[row]) for row in sorted(base.keys() & adapter.keys())]
+
+    def pair_facts(self, run: TrainingRun) -> list[tuple[int, bool, bool]]:
+        """Return (row, the answers differ, the adapter's is right) of each of `pairs`, without texts."""
+        base, adapter = base_evaluation(run), adapter_evaluation(run)
+        if not (base and adapter):
+            return []
+        theirs = dict(self.filter(evaluation=base).order_by().values_list("row", "output"))
+        own = self.filter(evaluation=adapter).order_by("row")
+        return [
+            (row, output != theirs[row], bool(pydantic_core.from_json(scores).get("exact_match")))
+            for row, output, scores in own.values_list("row", "output", Cast("scores", models.TextField()))
+            if row in theirs
+        ]
 
     def shortest_difference(
         self, base: Evaluation, adapter: Evaluation, letters: int

@@ -8,6 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.core.paginator import Paginator
+from django.db.models import prefetch_related_objects
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext_lazy
@@ -56,9 +57,9 @@ SAMPLE_GROUPS = {
 def detail(request: Request, pk: int) -> HttpResponse:
     """Show a run: its progress, or its result or failure when it is over."""
     runs = TrainingRun.objects.with_facts().with_scores().prefetch_related("metric_series", "tags")
-    runs = runs.defer("job__spec", "adapter__files", "dataset_version__report")
-    run = runs.fetch(request.user, pk)
-    series = {one.name: one for one in run.metric_series.all()}
+    run = runs.defer("job__spec", "adapter__files").fetch(request.user, pk)
+    series = {one.name: one for one in run.metric_series.all() if one.name in curves.CURVES}
+    prefetch_related_objects(list(series.values()), "chunks")
     context = {
         **progress_context(run),
         **samples_context(request, run),
@@ -151,7 +152,7 @@ def log(request: Request, pk: int) -> HttpResponse:
 @require_GET
 def samples(request: Request, pk: int) -> HttpResponse:
     """Render one page of answers of base model and adapter."""
-    run = TrainingRun.objects.fetch(request.user, pk)
+    run = TrainingRun.objects.with_scores().fetch(request.user, pk)
     return render(request, "training/_samples.html", samples_context(request, run))
 
 
@@ -196,17 +197,18 @@ def working_for(run: TrainingRun, evaluation: Job | None) -> Job | None:
 
 def samples_context(request: Request, run: TrainingRun) -> dict[str, Any]:
     """Return the context of the pairs of answers; ?samples= filters, ?page= pages."""
-    pairs = EvaluationItem.objects.pairs(run)
+    facts = EvaluationItem.objects.pair_facts(run)
     rows = {
-        "all": pairs,
-        "changed": [(base, adapter) for base, adapter in pairs if base.output != adapter.output],
-        "wrong": [(base, adapter) for base, adapter in pairs if not adapter.is_right],
+        "all": [row for row, _differs, _is_right in facts],
+        "changed": [row for row, differs, _is_right in facts if differs],
+        "wrong": [row for row, _differs, is_right in facts if not is_right],
     }
     chosen = request.GET.get("samples", "all")
     chosen = chosen if chosen in rows else "all"
     page = Paginator(rows[chosen], SAMPLES_PER_PAGE).get_page(request.GET.get("page"))
     groups = [(name, label, len(rows[name])) for name, label in SAMPLE_GROUPS.items()]
-    return {"run": run, "page": page, "chosen": chosen, "groups": groups}
+    pairs = EvaluationItem.objects.pairs(run, list(page)) if facts else []
+    return {"run": run, "page": page, "pairs": pairs, "chosen": chosen, "groups": groups}
 
 
 def settings_of(run: TrainingRun) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def evaluated(run: TrainingRun) -> TrainingRun:
 def shown(client: Client, run: TrainingRun, **query: str) -> list[int]:
     answer = client.get(reverse("training-run-samples", args=[run.pk]), query)
     assert answer.status_code == 200
-    return [base.row for base, _adapter in answer.context["page"]]
+    return [base.row for base, _adapter in answer.context["pairs"]]
 
 
 def test_answers_are_paired_by_row(client: Client, vera: User, evaluated: TrainingRun) -> None:
