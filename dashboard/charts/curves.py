@@ -153,8 +153,7 @@ def colours(run_ids: Iterable[int]) -> dict[int, dict[str, int]]:
 def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
     """Return one curve of several runs for one chart."""
     looks = colours(run.pk for run in runs)
-    series_rows = MetricSeries.objects.filter(run__in=runs, name=name).prefetch_related("chunks")
-    points = {series.run_id: series.points() for series in series_rows}
+    points = MetricSeries.objects.points_of([run.pk for run in runs], name)
     limit = min(POINTS_SHOWN, max(POINTS_OF_CURVE, POINTS_OF_CHART // max(1, len(points))))
     return {
         "name": name,

@@ -237,9 +237,8 @@ def key_of(marks: Sequence[dict[str, Any]], height: float) -> dict[str, Any]:
 def validation_curves(study: Study) -> dict[str, Any] | None:
     """Draw validation loss by step: each arm's mean over its seeds, in a band from lowest to highest."""
     runs = [(arm, [run.reused_from_id or run.pk for run in arm.final_runs()]) for arm in study.arms.all()]
-    stored = MetricSeries.objects.filter(run__in=[pk for _arm, pks in runs for pk in pks])
-    stored = stored.filter(name="validation/loss").prefetch_related("chunks")
-    curves = {series.run_id: dict(series.points()) for series in stored}
+    points = MetricSeries.objects.points_of([pk for _arm, pks in runs for pk in pks], "validation/loss")
+    curves = {pk: dict(curve) for pk, curve in points.items()}
     bands = [
         (arm, band)
         for arm, pks in runs
