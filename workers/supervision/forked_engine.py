@@ -160,11 +160,13 @@ def fork_engine(command: Any, cwd: Any, environment: Any, streams: list[int]) ->
 def limit(pid: int, *, is_inference: bool = False) -> None:
     """Lower a process's priority, let the kernel kill it first for lack of memory, and forbid core dumps."""
     # People wait for an inference job's answers, and a killed one starts again with the next prompt.
-    nice, oom_score = (5, "800") if is_inference else (10, "500")
+    nice, oom_score = (2, "800") if is_inference else (5, "500")
     with contextlib.suppress(OSError, psutil.Error):
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
         psutil.Process(pid).nice(nice)
         Path(f"/proc/{pid}/oom_score_adj").write_text(oom_score)
+        # Where the kernel shares cores between sessions, the nice value of the engine's own session counts.
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
 @contextlib.contextmanager

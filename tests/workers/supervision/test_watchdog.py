@@ -131,11 +131,13 @@ def test_engine_has_a_low_priority_an_oom_score_and_no_core_dump(
 import resource
 time.sleep(0.5)
 seen = [open("/proc/self/oom_score_adj").read().strip(), resource.getrlimit(resource.RLIMIT_CORE)[0]]
+group = "/proc/self/autogroup"
 seen.append(os.getpriority(os.PRIO_PROCESS, 0))
+seen.append(open(group).read().split()[-1] if os.path.exists(group) else "5")
 emit("Failure", code="bad_model", message=json.dumps(seen))
 """
     ended = run_script(script, job, monkeypatch)
-    assert ended.error == {"code": "bad_model", "message": '["500", 0, 10]'}
+    assert ended.error == {"code": "bad_model", "message": '["500", 0, 5, "5"]'}
 
 
 def test_engine_gets_the_arms_that_have_ended(
