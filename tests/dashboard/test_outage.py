@@ -101,7 +101,7 @@ def test_log_has_no_traceback(signed_in: Client, unreachable: None, caplog: pyte
 def test_only_database_errors_are_an_outage(
     client: Client, token: str, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
 ) -> None:
-    monkeypatch.setattr(jobs, "with_subjects", Mock(side_effect=error))
+    monkeypatch.setattr(jobs, "expected_starts", Mock(side_effect=error))
     client.raise_request_exception = False
     answer = client.get("/api/v1/jobs", headers={"Authorization": f"Bearer {token}"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)

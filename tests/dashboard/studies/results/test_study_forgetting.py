@@ -13,6 +13,7 @@ from django.urls import reverse
 from dashboard.charts import forgetting_charts
 from dashboard.models import BaseModel, Dataset, Evaluation, Project, Study, TrainingRun, User
 from dashboard.models.evaluations import forgetting
+from dashboard.models.studies.results.export import summary_of
 from tests.dashboard.conftest import api_client
 from tests.dashboard.studies.factories import TABLE, make_study, score_first_seed
 
@@ -30,6 +31,11 @@ def measure(study: Study, base_marks: list[int] = BASE_MARKS) -> Study:
         marks = [0] * seed + base_marks[seed:] if lossy else base_marks
         evaluation.general_questions = {**QUESTIONS, "marks": marks}
         evaluation.save()
+    measured = Study.objects.with_facts().get(pk=study.pk)
+    if measured.is_over:
+        # As at the end of a study.
+        measured.stored_summary = {}
+        Study.objects.filter(pk=study.pk).update(stored_summary=summary_of(measured))
     return Study.objects.with_facts().get(pk=study.pk)
 
 
