@@ -43,18 +43,22 @@ def _lock() -> Iterator[Switch]:
     """Let another process hold the lock for longer than the connection waits for it."""
     connection.settings_dict["OPTIONS"] = {**connection.settings_dict["OPTIONS"], "timeout": 0.3}
     holders: list[subprocess.Popen[bytes]] = []
+    # On a busy machine the end may be due before the start is through.
+    turn = threading.Lock()
 
     def start() -> None:
-        command = [sys.executable, "-c", HOLD, str(connection.settings_dict["NAME"])]
-        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        holders.append(holder)
+        with turn:
+            command = [sys.executable, "-c", HOLD, str(connection.settings_dict["NAME"])]
+            holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            holders.append(holder)
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
 
     def end() -> None:
-        while holders:
-            holder = holders.pop()
-            holder.communicate(b"\n", timeout=10)
+        with turn:
+            while holders:
+                holder = holders.pop()
+                holder.communicate(b"\n", timeout=10)
 
     yield start, end
 
