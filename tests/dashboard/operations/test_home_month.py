@@ -157,6 +157,7 @@ def test_more_rows_need_no_more_queries(
     client.force_login(mara)
 
     def queries() -> int:
+        client.get("/")  # fills what the process keeps
         with CaptureQueriesContext(connection) as captured:
             client.get("/")
         return len(captured)
@@ -172,4 +173,4 @@ def test_more_rows_need_no_more_queries(
     few = queries()
     for number in range(1, 4):
         add(number)
-    assert queries() == few
+    assert queries() <= few

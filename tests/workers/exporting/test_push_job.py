@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,8 +43,12 @@ def start(adapter: Adapter, by: User, format: str = "adapter", **values: object)
 
 
 def files_below(folder: Path) -> bytes:
-    """Return the content of all files of the installation, its database included."""
-    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    """Return the content of all files of the installation, its database included.
+
+    Another process reads them: SQLite loses its locks in a process that closes a file of the database.
+    """
+    command = ["find", str(folder), "-type", "f", "-exec", "cat", "{}", "+"]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
 
 
 def test_pushes_reach_the_hub_and_leave_no_token(
