@@ -66,7 +66,8 @@ def device_usage(project: Project, since: datetime) -> Iterator[DeviceUsage]:
     # Many jobs may wait that no worker has held yet.
     jobs = Job.objects.filter(project=project, queue=Job.Queue.GPU, attempt__gt=0).order_by()
     ended = jobs.filter(finished_at__gte=since).values_list("pk", "attempt", "finished_at")
-    yield from ended_usage(project.pk, since, tuple(sorted(ended)))
+    if keys := tuple(sorted(ended)):
+        yield from ended_usage(project.pk, since, keys)
     yield from _device_usage(JobEvent.objects.filter(job__in=jobs.filter(finished_at=None).values("pk")))
 
 
