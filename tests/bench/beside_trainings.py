@@ -11,16 +11,14 @@ import asyncio
 import os
 import random
 import statistics
-import tempfile
 import time
 from contextlib import aclosing
 from pathlib import Path
 
 import httpx2
 
-from tests.bench.open_streams import ADDRESSES, PERSON, sign_in, write
-from tests.bench.serving import MODEL
-from tests.e2e.installation import Api, Installation, run_installation, start_run, until
+from tests.bench.open_streams import ADDRESSES, installation_with_model, sign_in, write
+from tests.e2e.installation import Api, Installation, start_run, until
 
 VIEWERS, PAGE_SECONDS, TURNS, GOAL_MS = 20, 10.0, 3, 200
 SAMPLE = Path(__file__).parents[2] / "dashboard/samples/support_messages.jsonl"
@@ -79,16 +77,11 @@ async def measure(installation: Installation, api: Api) -> None:
 
 
 def main() -> None:
-    if not MODEL.is_dir():
-        raise SystemExit("The bundled base model is missing. Run `make start` once.")
-    with tempfile.TemporaryDirectory(prefix="graftworks-bench-") as name:
-        os.environ |= {"DJANGO_SETTINGS_MODULE": "dashboard.settings", "DATA_DIR": f"{name}/settings"}
-        with run_installation(Path(name), MODEL) as installation:
-            token = installation.create_account(PERSON, project="Bench", role="manager", token=True)
-            api = Api(installation.url, token)
-            until(lambda: api.get("/base-models")["data"][0]["parameters"], "the bundled base model", 300)
-            start_trainings(api)
-            asyncio.run(measure(installation, api))
+    with installation_with_model() as (installation, token):
+        api = Api(installation.url, token)
+        until(lambda: api.get("/base-models")["data"][0]["parameters"], "the bundled base model", 300)
+        start_trainings(api)
+        asyncio.run(measure(installation, api))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -117,14 +118,23 @@ async def measure(installation: Installation, token: str) -> None:
         await load.client.aclose()
 
 
-def main() -> None:
+@contextmanager
+def installation_with_model() -> Iterator[tuple[Installation, str]]:
+    """Run an installation with the bundled model in a folder of its own; yield it and a manager's token."""
     if not MODEL.is_dir():
         raise SystemExit("The bundled base model is missing. Run `make start` once.")
     with tempfile.TemporaryDirectory(prefix="graftworks-bench-") as name:
         os.environ |= {"DJANGO_SETTINGS_MODULE": "dashboard.settings", "DATA_DIR": f"{name}/settings"}
         with run_installation(Path(name), MODEL) as installation:
-            options = {"project": "Bench", "role": "manager", "superuser": True, "token": True}
-            asyncio.run(measure(installation, installation.create_account(PERSON, **options)))
+            yield (
+                installation,
+                installation.create_account(PERSON, project="Bench", role="manager", token=True),
+            )
+
+
+def main() -> None:
+    with installation_with_model() as (installation, token):
+        asyncio.run(measure(installation, token))
 
 
 if __name__ == "__main__":
