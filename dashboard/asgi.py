@@ -9,6 +9,7 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dashboard.settings")
 django.setup(set_prefix=False)
 
+from django.conf import settings  # noqa: E402
 from django.db import connection  # noqa: E402
 
 from dashboard.back_pressure import BackPressure  # noqa: E402
@@ -19,5 +20,10 @@ from dashboard.streams import Handler  # noqa: E402
 SQLITE_LOCK_SECONDS = 5
 if connection.vendor == "sqlite":
     connection.settings_dict["OPTIONS"]["timeout"] = SQLITE_LOCK_SECONDS
+else:
+    from dashboard.postgresql.pool import use_pool
+
+    # Streams and chats need one now and then, beside requests.
+    use_pool(connection.settings_dict, 2 * settings.REQUESTS_AT_A_TIME + 4)
 
 application = BackPressure(BodyLimit(Handler()))

@@ -214,7 +214,8 @@ else:
         "keepalives_count": 3,
         "tcp_user_timeout": 15_000,
         # A suspended worker must not keep a job's row locked, and a wait for a lock ends as on SQLite.
-        "options": "-c idle_in_transaction_session_timeout=30s -c lock_timeout=20s",
+        # Compiling a page's queries takes longer than running them.
+        "options": "-c idle_in_transaction_session_timeout=30s -c lock_timeout=20s -c jit=off",
         **DATABASES["default"].get("OPTIONS", {}),
     }
 # Sign-in limits must work while the broker is down, and must count across processes.

@@ -84,6 +84,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("jobs")
 
 
+# A pool would outlive a test that breaks its connection.
+if connection.vendor == "postgresql":
+    connection.settings_dict["OPTIONS"]["pool"] = False
+
+
 def uses_database(item: pytest.Item) -> bool:
     """Return whether a test queries the database."""
     fixtures = getattr(item, "fixturenames", ())

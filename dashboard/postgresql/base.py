@@ -12,6 +12,9 @@ from django.db.backends.postgresql import base
 from django.db.utils import DatabaseErrorWrapper
 from django.utils.functional import cached_property
 from psycopg import errors
+from psycopg_pool import ConnectionPool
+
+from dashboard.postgresql.pool import check_connection
 
 SESSION_ENDED = (
     errors.IdleInTransactionSessionTimeout,
@@ -38,6 +41,14 @@ class ErrorWrapper(DatabaseErrorWrapper):
 
 class DatabaseWrapper(base.DatabaseWrapper):
     """A connection; Django requires this class name."""
+
+    @property
+    def pool(self) -> ConnectionPool | None:
+        pool: ConnectionPool | None = super().pool
+        if pool:
+            # Django's own check waits for a silent server without end.
+            pool._check = check_connection
+        return pool
 
     @cached_property
     def wrap_database_errors(self) -> ErrorWrapper:
