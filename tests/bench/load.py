@@ -198,9 +198,8 @@ def main() -> None:
         for writer in writers:
             writer.join()
         report(taken, told, failures, log.read_text())
-        print(
-            f"{len(web)} web processes: {spent / (FIRST_SECONDS + SECONDS):.2f} cores, {memory / 1e6:.0f} MB (PSS)"
-        )
+        cores = spent / (FIRST_SECONDS + SECONDS)
+        print(f"{len(web)} web processes: {cores:.2f} cores, {memory / 1e6:.0f} MB (PSS)")
 
 
 def report(taken: list[Taken], told: Counter[str], failures: Queue[str], log: str) -> None:
