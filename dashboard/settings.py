@@ -359,9 +359,9 @@ API_WRITES_PER_MINUTE = env.int("API_WRITES_PER_MINUTE", default=60)
 
 
 def _without_secrets(record: logging.LogRecord) -> bool:
-    """Remove secrets from logged addresses of invitations, password resets and shared reports."""
+    """Remove secrets from logged addresses of invitations, password resets, reports and try-out links."""
     if isinstance(record.args, tuple):
-        key = re.compile(r"^/(invitations|password-reset|shared)/[^/]+")
+        key = re.compile(r"^/(invitations|password-reset|shared|try)/[^/]+")
         record.args = tuple(
             key.sub(r"/\1/…", value) if isinstance(value, str) else value for value in record.args
         )

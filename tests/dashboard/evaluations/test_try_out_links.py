@@ -206,3 +206,11 @@ def test_a_link_whose_model_was_deleted_answers_no_prompt(secret: str, adapter: 
     adapter.delete()
     assert prompt(secret).status_code == 410
     assert TryOutLink.objects.get().prompts == 0
+
+
+@pytest.mark.parametrize("name", ["try-out-open", "try-out-answer", "try-out-vote"])
+def test_log_contains_no_secret(secret: str, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    TryOutLink.objects.update(revoked_at=timezone.now())
+    assert Client().post(reverse(name, args=[secret])).status_code in (404, 405)
+    assert "/try/…/" in caplog.text
+    assert secret not in caplog.text
