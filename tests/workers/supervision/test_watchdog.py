@@ -13,9 +13,9 @@ import psutil
 import pytest
 from django.conf import settings
 
-from dashboard.models import Job, JobEvent, State, TrainingRun
+from dashboard.models import BaseModel, Job, JobEvent, State, TrainingRun
 from tests.workers.conftest import claim, run_script, set_engine_script
-from workers.supervision import device_lock, engine_process, supervisor
+from workers.supervision import device_lock, engine_process, forked_engine, supervisor
 from workers.supervision.engine_process import EngineProcess
 from workers.supervision.process_identity import SPAN
 from workers.supervision.recorders import TrainRecorder
@@ -125,20 +125,38 @@ def test_reused_pid_is_not_killed() -> None:
     other.wait()
 
 
-def test_engine_has_a_low_priority_an_oom_score_and_no_core_dump(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = """
+LIMITS = """
 import resource
 time.sleep(0.5)
 seen = [open("/proc/self/oom_score_adj").read().strip(), resource.getrlimit(resource.RLIMIT_CORE)[0]]
 group = "/proc/self/autogroup"
 seen.append(os.getpriority(os.PRIO_PROCESS, 0))
-seen.append(open(group).read().split()[-1] if os.path.exists(group) else "5")
+seen.append(open(group).read().split()[-1] if os.path.exists(group) else str(seen[-1]))
 emit("Failure", code="bad_model", message=json.dumps(seen))
 """
-    ended = run_script(script, job, monkeypatch)
-    assert ended.error == {"code": "bad_model", "message": '["500", 0, 5, "5"]'}
+
+
+def test_engine_has_a_low_priority_an_oom_score_and_no_core_dump(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert json.loads(run_script(LIMITS, job, monkeypatch).error_message) == ["100", 0, 5, "5"]
+
+
+def test_inference_is_killed_first_for_lack_of_memory(
+    base_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base_model.serve()
+    assert json.loads(run_script(LIMITS, claim("serve"), monkeypatch).error_message) == ["1000", 0, 2, "2"]
+
+
+def test_a_higher_oom_score_is_kept() -> None:
+    process = subprocess.Popen(SLEEP)
+    adjustment = Path(f"/proc/{process.pid}/oom_score_adj")
+    adjustment.write_text("300")
+    forked_engine.limit(process.pid)
+    assert adjustment.read_text().strip() == "300"
+    process.kill()
+    process.wait()
 
 
 def test_engine_gets_the_arms_that_have_ended(
