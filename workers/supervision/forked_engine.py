@@ -39,8 +39,8 @@ ANSWER_BYTES = 64
 ROOM = 1000
 PR_SET_CHILD_SUBREAPER = 36
 # For lack of memory the kernel kills the process with the largest sum of this and its share of the memory in
-# thousandths. Beside 1000, a training is killed first only if it holds 90 % of the memory more: never while the
-# inference job holds 5 %. It still goes before web server and database, which have 0.
+# thousandths. Beside 1000, a training is killed first only if it holds 90 % of the memory more: never while
+# the inference job holds 5 %. It still goes before web server and database, which have 0.
 TRAINING_OOM_SCORE, INFERENCE_OOM_SCORE = 100, 1000
 
 
