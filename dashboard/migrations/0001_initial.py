@@ -833,6 +833,7 @@ class Migration(migrations.Migration):
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('row', models.PositiveIntegerField()),
                 ('group', models.PositiveIntegerField(blank=True, null=True)),
+                ('system', models.TextField(blank=True, null=True)),
                 ('prompt', models.TextField()),
                 ('expected', models.TextField()),
                 ('output', models.TextField()),

@@ -43,9 +43,10 @@ class Column:
 
 @dataclass(frozen=True)
 class ExampleRow:
-    """A test row: its prompt and its expected answer."""
+    """A test row: its system prompt, its prompt and its expected answer."""
 
     row: int
+    system: str
     prompt: str
     expected: str
 
@@ -178,7 +179,11 @@ def _rows(adapters: Iterable[Adapter]) -> list[ExampleRow]:
         if arm is not None and not arm.study.scores_are_open:
             continue
         pairs = EvaluationItem.objects.pairs(adapter.run)
-        items = sorted((item for item, _other in pairs if item.prompt), key=lambda item: len(item.prompt))
-        if items:
-            return [ExampleRow(item.row, item.prompt, item.expected) for item in items[:MOST_ROWS]]
+        rows = [
+            ExampleRow(item.row, item.system, item.prompt, item.expected)
+            for item, _other in pairs
+            if item.prompt and item.system is not None
+        ]
+        if rows:
+            return sorted(rows, key=lambda row: len(row.prompt))[:MOST_ROWS]
     return []

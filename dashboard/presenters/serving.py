@@ -93,8 +93,8 @@ def smoke_test(adapter: Adapter) -> tuple[str, EvaluationItem, EvaluationItem] |
     if pair is None:
         return None
     base, own = pair
-    code = commands.smoke_test(adapter.base_model.hub_id, served_adapter(adapter).name, own.prompt)
-    return code, base, own
+    name = served_adapter(adapter).name
+    return commands.smoke_test(adapter.base_model.hub_id, name, own.system or "", own.prompt), base, own
 
 
 def served_adapter(adapter: Adapter) -> ServedAdapter:

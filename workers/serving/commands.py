@@ -111,14 +111,18 @@ def ollama_files(name: str, gguf: str) -> str:
     )
 
 
-def smoke_test(base: str, name: str, prompt: str) -> str:
-    """Return Python code that asks base model and adapter one prompt and fails if the answers are equal."""
+def smoke_test(base: str, name: str, system: str, prompt: str) -> str:
+    """Return Python code that asks base model and adapter one prompt and fails if the answers are equal.
+
+    `system`: the system message, "" for none.
+    """
+    chat = [{"role": "system", "content": system}] if system else []
+    lines = [f"    {_quoted(message)},\n" for message in [*chat, {"role": "user", "content": prompt}]]
     return (
         "from openai import OpenAI\n\n"
         'client = OpenAI(base_url="http://localhost:8000/v1", api_key="none")\n'
-        f"prompt = {_quoted(prompt)}\n\n\n"
+        f"messages = [\n{''.join(lines)}]\n\n\n"
         "def answer(model):\n"
-        '    messages = [{"role": "user", "content": prompt}]\n'
         "    reply = client.chat.completions.create("
         "model=model, messages=messages, temperature=0, max_tokens=64)\n"
         "    return reply.choices[0].message.content\n\n\n"
@@ -128,6 +132,6 @@ def smoke_test(base: str, name: str, prompt: str) -> str:
     )
 
 
-def _quoted(text: str) -> str:
-    """Return a Python string literal in double quotes."""
-    return json.dumps(text, ensure_ascii=False)
+def _quoted(value: str | dict[str, str]) -> str:
+    """Return a Python literal with strings in double quotes."""
+    return json.dumps(value, ensure_ascii=False)

@@ -322,6 +322,7 @@ class Evaluation(models.Model):
                         evaluation=self,
                         row=item["row"],
                         group=item.get("group"),
+                        system=item.get("system"),
                         prompt=item["prompt"],
                         expected=item["expected"],
                         output=item["output"],

@@ -53,11 +53,11 @@ class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
     ) -> tuple[EvaluationItem, EvaluationItem] | None:
         """Return (base item, adapter item) of the row with the shortest prompt whose answers differ.
 
-        None if no answer to a prompt of at most `letters` letters differs.
+        None if no answer to one prompt of at most `letters` letters, with its system message, differs.
         """
         theirs = self.filter(evaluation=base, row=models.OuterRef("row")).values("output")[:1]
-        items = self.filter(evaluation=adapter).annotate(
-            letters=Length("prompt"), base_output=models.Subquery(theirs)
+        items = self.filter(evaluation=adapter, system__isnull=False).annotate(
+            letters=Length("system") + Length("prompt"), base_output=models.Subquery(theirs)
         )
         different = items.filter(letters__lte=letters).exclude(base_output=None)
         item = different.exclude(output=models.F("base_output")).order_by("letters", "row").first()
@@ -122,6 +122,8 @@ class EvaluationItem(models.Model):
     row = models.PositiveIntegerField()
     # The number of the first row of its group; its own number for a row without a group.
     group = models.PositiveIntegerField(null=True, blank=True)
+    # Null for rows that a system message and one prompt cannot repeat: several turns, or plain text.
+    system = models.TextField(null=True, blank=True)  # noqa: DJ001
     prompt = models.TextField()
     expected = models.TextField()
     output = models.TextField()

@@ -10,7 +10,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.html import escape
 
-from dashboard.models import Adapter, BaseModel, Dataset, Job, Project, TrainingRun, User
+from dashboard.models import Adapter, BaseModel, Dataset, EvaluationItem, Job, Project, TrainingRun, User
 from dashboard.presenters.playground import playground, study_adapters, try_url
 from tests.conftest import make_base_model, make_dataset, make_run
 from tests.dashboard.conftest import publish
@@ -107,6 +107,18 @@ def test_test_rows_are_offered_with_their_expected_answers(
     shown = playground(project, vera, "", [])
     assert [row.row for row in shown.rows] == [1, 2, 3]
     assert all(row.prompt and row.expected for row in shown.rows)
+
+
+def test_test_rows_come_with_their_system_prompt_and_not_with_several_turns(
+    client: Client, vera: User, run: TrainingRun
+) -> None:
+    score(publish(run), [1, 0, 1])
+    EvaluationItem.objects.filter(row=1).update(system="Answer in one word.")
+    EvaluationItem.objects.filter(row=2).update(system=None)
+    client.force_login(vera)
+    shown = client.get(reverse("playground"))
+    assert [row.row for row in shown.context["playground"].rows] == [1, 3]
+    assert 'data-system="Answer in one word."' in shown.text
 
 
 def test_test_rows_of_a_study_are_hidden_until_it_has_ended(

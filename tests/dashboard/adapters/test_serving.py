@@ -115,19 +115,32 @@ def test_what_a_server_cannot_load_has_a_reason_instead_of_code(adapter: Adapter
 def test_the_smoke_test_uses_the_shortest_row_with_different_answers(adapter: Adapter) -> None:
     assert serving.smoke_test(adapter) is None
     evaluate(adapter, 0.0, 0.5)
-    answers = {1: ("short", "same", "same"), 2: ("much longer", "no", "yes"), 3: ("longer", "maybe", "sure")}
+    answers = {
+        1: ("", "short", "same", "same"),
+        2: ("", "much longer", "no", "yes"),
+        3: ("Brief.", "long", "maybe", "sure"),
+        4: (None, "turns", "one", "two"),
+    }
     for evaluation in adapter.run.evaluations.all():
-        side = 1 if evaluation.subject == Evaluation.Subject.BASE else 2
+        side = 2 if evaluation.subject == Evaluation.Subject.BASE else 3
         items = [
-            {"row": row, "prompt": texts[0], "expected": "x", "output": texts[side], "scores": {}}
+            {
+                "row": row,
+                "system": texts[0],
+                "prompt": texts[1],
+                "output": texts[side],
+                "expected": "x",
+                "scores": {},
+            }
             for row, texts in answers.items()
         ]
-        evaluation.record_result(3, evaluation.metrics, items)
+        evaluation.record_result(4, evaluation.metrics, items)
     found = serving.smoke_test(adapter)
     assert found is not None
     code, base, own = found
     assert (base.output, own.output) == ("maybe", "sure")
-    assert 'prompt = "longer"' in code
+    assert '{"role": "system", "content": "Brief."}' in code
+    assert '{"role": "user", "content": "long"}' in code
 
 
 def test_approved_adapters_are_served_together(

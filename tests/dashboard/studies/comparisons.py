@@ -22,6 +22,7 @@ def score(
         items = [
             {
                 "row": row,
+                "system": "",
                 "prompt": f"question {row}",
                 "expected": "yes",
                 "output": "yes" if value else f"answer of {adapter.run.name}",

@@ -95,7 +95,14 @@ def end_evaluation(job: Job, table: Table, metric: str, groups: Sequence[int] = 
         base = evaluation.subject == Evaluation.Subject.BASE
         values = next(iter(table["base"].values())) if base else table[arm.name][evaluation.run.seed]
         items = [
-            {"row": row, "prompt": f"p{row}", "expected": "e", "output": "o", "scores": {metric: value}}
+            {
+                "row": row,
+                "system": "",
+                "prompt": f"p{row}",
+                "expected": "e",
+                "output": "o",
+                "scores": {metric: value},
+            }
             for row, value in enumerate(values, 1)
         ]
         if groups:

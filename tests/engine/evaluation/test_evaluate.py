@@ -97,7 +97,7 @@ def test_items_are_written_for_base_and_adapter(scored: Scored) -> None:
     values, items = scored.values, scored.items
     assert [item["subject"] for item in items] == ["base"] * 4 + ["adapter"] * 4
     assert items[0]["row"] == items[4]["row"]
-    assert items[4]["prompt"] == "Colour of 0?"
+    assert (items[4]["system"], items[4]["prompt"]) == ("", "Colour of 0?")
     assert items[4]["expected"] == items[4]["output"] == "red"
     total = sum(item["scores"]["loss"] * item["scores"]["tokens"] for item in items[4:])
     tokens = sum(item["scores"]["tokens"] for item in items[4:])

@@ -52,6 +52,14 @@ def test_every_answer_of_a_chat_is_learned(tokenizer: Any) -> None:
     assert (example.prompt, example.answer) == ("a\n\nfirst\n\nb", "second")
 
 
+def test_the_system_message_is_kept_for_a_row_of_one_turn(tokenizer: Any) -> None:
+    brief = {"role": "system", "content": "Be brief."}
+    assert one(tokenizer, chat("a", "b")).system == ""
+    assert one(tokenizer, [brief, *chat("a", "b")]).truncate_left(4).system == "Be brief."
+    assert one(tokenizer, [brief, *chat("a", "b"), *chat("c", "d")]).system is None
+    assert one(tokenizer, None, "text").system is None
+
+
 def test_an_answer_of_weight_zero_is_not_learned(tokenizer: Any) -> None:
     messages = [*chat("a", "first"), *chat("b", "second")]
     messages[1]["weight"] = 0

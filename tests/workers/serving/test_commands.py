@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shlex
 
 import pytest
@@ -89,11 +90,23 @@ def test_llama_cpp_and_ollama_name_the_gguf_file() -> None:
     assert "ADAPTER ./triage-v1.gguf\n" in ollama_files("triage-v1", "triage-v1.gguf")
 
 
-def test_the_smoke_test_is_a_program_and_keeps_the_prompt() -> None:
-    prompt = 'Say "ä"\n\\ and {braces}'
-    code = smoke_test("org/base", "triage-v1", prompt)
-    compile(code, "smoke_test.py", "exec")
-    assigned = next(line for line in code.splitlines() if line.startswith("prompt = "))
-    scope: dict[str, str] = {}
-    exec(assigned, scope)  # noqa: S102
-    assert scope["prompt"] == prompt
+def test_the_smoke_test_is_a_program_and_keeps_the_messages() -> None:
+    system, prompt = "Be brief.\nAnswer “yes”.", 'Say "ä"\n\\ and {braces}'
+    assert messages_of(smoke_test("org/base", "triage-v1", system, prompt)) == [
+        {"role": "system", "content": system},
+        {"role": "user", "content": prompt},
+    ]
+    assert messages_of(smoke_test("org/base", "triage-v1", "", prompt)) == [
+        {"role": "user", "content": prompt}
+    ]
+
+
+def messages_of(code: str) -> list[dict[str, str]]:
+    """Return what a program sends."""
+    values = {
+        node.targets[0].id: node.value
+        for node in ast.parse(code).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    messages: list[dict[str, str]] = ast.literal_eval(values["messages"])
+    return messages

@@ -204,6 +204,7 @@ def test_evaluated_rows_keep_line_separators_and_drop_nan(job: Job, run: Trainin
     scoring.move("progress")
     item = {
         "row": 1,
+        "system": "s",
         "prompt": "a\u2028b\x85c\x00d",
         "expected": "e",
         "output": "",
@@ -234,7 +235,7 @@ def test_evaluated_rows_keep_line_separators_and_drop_nan(job: Job, run: Trainin
     for evaluation in Evaluation.objects.all():
         kept = evaluation.items.get()
         assert (kept.prompt, kept.scores) == ("a\u2028b\x85c\ufffdd", {"loss": None})
-        assert kept.group == 7
+        assert (kept.group, kept.system) == (7, "s")
         assert (evaluation.metrics["loss"], evaluation.metrics["ms_per_token"]) == (1.0, 25.0)
         assert evaluation.general_questions["marks"] == marks[evaluation.subject_name]
         assert evaluation.general_questions["sha256"] == "ab"

@@ -279,6 +279,7 @@ def _item(
         scores |= score_answer(output, example.answer, kind, metric=spec.metric, pattern=spec.pattern)
     return {
         "row": example.row,
+        "system": example.system,
         "prompt": example.prompt,
         "expected": example.answer,
         "subject": subject,

@@ -9,7 +9,7 @@ import bisect
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any, Self
 
@@ -44,6 +44,7 @@ class Example:
 
     `prompt_length`: tokens before the last answer, 0 for plain text. `template_is_stable`: False if the chat
     template renders earlier answers differently once more turns follow, so that only the last one is learned.
+    `system`: the system message ("" for none) if it and `prompt` alone lead to `answer`; None for other rows.
     """
 
     row: int
@@ -53,6 +54,7 @@ class Example:
     prompt: str = ""
     answer: str = ""
     template_is_stable: bool = True
+    system: str | None = None
 
     @property
     def target_count(self) -> int:
@@ -72,9 +74,7 @@ class Example:
     def _part(self, part: slice, prompt_length: int) -> Example:
         learn = self.loss_mask[part].copy()
         learn[:1] = False
-        return Example(
-            self.row, self.ids[part], learn, prompt_length, self.prompt, self.answer, self.template_is_stable
-        )
+        return replace(self, ids=self.ids[part], loss_mask=learn, prompt_length=prompt_length)
 
 
 def encode(tokenizer: Any, rows: Sequence[CanonicalRow]) -> list[Example]:
@@ -314,7 +314,8 @@ def _example(
     flags = np.array(learn, dtype=np.bool_)
     flags[:1] = False  # no token precedes the first one, so it cannot be predicted
     prompt, answer = _prompt_and_answer(row)
-    return Example(row.number, np.array(ids, dtype=np.int32), flags, prompt_length, prompt, answer, stable)
+    array = np.array(ids, dtype=np.int32)
+    return Example(row.number, array, flags, prompt_length, prompt, answer, stable, _single_turn_system(row))
 
 
 def _prompt_and_answer(row: CanonicalRow) -> tuple[str, str]:
@@ -325,3 +326,13 @@ def _prompt_and_answer(row: CanonicalRow) -> tuple[str, str]:
         return "", row.text or ""
     prompts = [item["content"] for item in messages[: answers[-1]] if item["role"] in ("user", "assistant")]
     return "\n\n".join(prompts), messages[answers[-1]]["content"]
+
+
+def _single_turn_system(row: CanonicalRow) -> str | None:
+    """Return the system message, or "", of a row with one user turn and its answer; None for other rows."""
+    match row.messages or []:
+        case [{"role": "user"}, {"role": "assistant"}]:
+            return ""
+        case [{"role": "system", "content": str(system)}, {"role": "user"}, {"role": "assistant"}]:
+            return system
+    return None
