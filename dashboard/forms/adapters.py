@@ -24,6 +24,17 @@ class StageForm(forms.Form):
     stage = forms.ChoiceField(label=_("Stage"), choices=Adapter.Stage.choices)
 
 
+class PromptField(forms.CharField):
+    """Text for a model, with its white space and with line ends as in a dataset."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(strip=False, **options)
+
+    def to_python(self, value: str | None) -> str:
+        """Undo the line ends of a browser, which sends CR LF for each."""
+        return (super().to_python(value) or "").replace("\r\n", "\n")
+
+
 class ModelsForm(forms.Form):
     """The models of the playground's columns: `base`, or the number of an adapter of the project on it."""
 
@@ -59,15 +70,15 @@ class ModelsForm(forms.Form):
 class PromptForm(ModelsForm):
     """A prompt to the models of the playground's columns, with equal settings for all."""
 
-    system = forms.CharField(
+    system = PromptField(
         label=_("System prompt"),
         required=False,
         max_length=LONGEST_PROMPT,
         widget=forms.Textarea(attrs={"rows": 2}),
         help_text=_("Instructions that stand before the prompt. Use those of your training data."),
     )
-    prompt = forms.CharField(
-        label=_("Prompt"), max_length=LONGEST_PROMPT, strip=False, widget=forms.Textarea(attrs={"rows": 4})
+    prompt = PromptField(
+        label=_("Prompt"), max_length=LONGEST_PROMPT, widget=forms.Textarea(attrs={"rows": 4})
     )
     temperature = forms.FloatField(
         label=_("Temperature"),

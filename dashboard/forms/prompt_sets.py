@@ -5,6 +5,7 @@ from __future__ import annotations
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
+from dashboard.forms.adapters import PromptField
 from dashboard.models.evaluations.prompt_set import LONGEST_SAVED_PROMPT
 
 TOO_LONG = _("A saved prompt has at most %(limit_value)d characters; this one has %(show_value)d.")
@@ -23,11 +24,10 @@ class SavedPromptForm(forms.Form):
         widget=forms.TextInput(attrs={"list": "prompt-sets", "autocomplete": "off"}),
         help_text=_("An existing name adds to that set; a new one makes a set."),
     )
-    system = forms.CharField(
+    system = PromptField(
         required=False, max_length=LONGEST_SAVED_PROMPT, error_messages={"max_length": TOO_LONG}
     )
-    prompt = forms.CharField(
+    prompt = PromptField(
         max_length=LONGEST_SAVED_PROMPT,
-        strip=False,
         error_messages={"required": _("Type a prompt first."), "max_length": TOO_LONG},
     )

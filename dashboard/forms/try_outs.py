@@ -7,7 +7,7 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from dashboard.forms.adapters import LEAST_BLIND, PromptForm
+from dashboard.forms.adapters import LEAST_BLIND, PromptField, PromptForm
 from dashboard.models import TryOutLink
 from dashboard.models.evaluations.try_out_link import TRY_OUT_PROMPTS
 from workers.contract.chat import ChatSettings
@@ -60,10 +60,9 @@ class TryOutLinkForm(PromptForm):
 class VisitorPromptForm(forms.Form):
     """A prompt of a visitor; models and settings are those of the link."""
 
-    prompt = forms.CharField(
+    prompt = PromptField(
         label=_("Prompt"),
         max_length=LONGEST_VISITOR_PROMPT,
-        strip=False,
         widget=forms.Textarea(attrs={"rows": 4}),
     )
 

@@ -45,6 +45,13 @@ def test_a_prompt_makes_a_set_and_the_next_one_joins_it(client: Client, ed: User
     assert [saved.prompt for saved in playground(adapter.project, ed, "", []).saved] == ["Hello", "Bye"]
 
 
+def test_line_ends_of_a_browser_are_those_of_the_dataset(client: Client, ed: User, adapter: Adapter) -> None:
+    client.force_login(ed)
+    save(client, system=" Be\r\nbrief.\r\n", prompt="One\r\n\r\ntwo ")
+    saved = SavedPrompt.objects.get()
+    assert (saved.system, saved.prompt) == (" Be\nbrief.\n", "One\n\ntwo ")
+
+
 def test_a_set_with_limits(client: Client, ed: User, monkeypatch: pytest.MonkeyPatch) -> None:
     client.force_login(ed)
     save(client)
