@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from django.utils.translation import gettext as _
 
@@ -14,6 +15,7 @@ from dashboard.models.jobs.job_state import State
 from workers.contract.errors import TargetError
 from workers.serving import commands
 from workers.serving.commands import ServedAdapter
+from workers.target_modules.census import Census
 
 # A longer prompt would hide the code around it.
 PROMPT_LETTERS = 2000
@@ -30,6 +32,16 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class HighestRank:
+    """The adapters that raise `--max-lora-rank`; the rank and the memory for each adapter without them."""
+
+    adapters: list[Adapter]
+    rank: int
+    lower_rank: int
+    lower_slot_bytes: int | None
+
+
+@dataclass(frozen=True)
 class SharedServer:
     """One vLLM server with several adapters of one base model.
 
@@ -43,6 +55,7 @@ class SharedServer:
     slot_bytes: int | None
     full_slot_bytes: int | None
     widest: list[tuple[Adapter, list[str]]]
+    highest: HighestRank | None
     left_out: list[tuple[Adapter, str]]
 
 
@@ -121,7 +134,8 @@ def shared_server(base_model: BaseModel, adapters: Sequence[Adapter]) -> SharedS
     reasons = [(adapter, vllm_refusal(adapter)) for adapter in adapters]
     kept = [adapter for adapter, reason in reasons if not reason]
     servers = [served_adapter(adapter) for adapter in kept]
-    command, widest = "", []
+    command, highest = "", None
+    widest: list[tuple[Adapter, list[str]]] = []
     sizes: tuple[int | None, int | None] = None, None
     if kept:
         kind = base_model.model_type
@@ -130,17 +144,40 @@ def shared_server(base_model: BaseModel, adapters: Sequence[Adapter]) -> SharedS
         command = commands.vllm_command(
             base_model.hub_id, base_model.revision, kind, servers, in_4bit=in_4bit
         )
-        try:
-            census = base_model.load_census()
-            sizes = (
-                commands.slot_bytes(census, modules, rank),
-                commands.slot_bytes(census, None, rank),
-            )
-        except (ValueError, TargetError):
-            pass  # not counted by this version: the command needs no sizes
+        census = counted_layers(base_model)
+        sizes = slot_bytes(census, modules, rank), slot_bytes(census, None, rank)
+        highest = highest_rank(base_model, census, kept)
         for adapter, server in zip(kept, servers, strict=True):
             others = frozenset().union(*(other.modules for other in servers if other is not server))
             if len(servers) > 1 and (own := sorted(server.modules - others)):
                 widest.append((adapter, own))
     left_out = [(adapter, reason) for adapter, reason in reasons if reason]
-    return SharedServer(base_model, kept, command, *sizes, widest, left_out)
+    return SharedServer(base_model, kept, command, *sizes, widest, highest, left_out)
+
+
+def highest_rank(
+    base_model: BaseModel, census: Census | None, adapters: Sequence[Adapter]
+) -> HighestRank | None:
+    """Return the adapters without which a server of all would need a lower rank; None if all need it."""
+    servers = [served_adapter(adapter) for adapter in adapters]
+    rank = commands.vllm_rank(servers)
+    is_high = [commands.vllm_rank([server]) == rank for server in servers]
+    if all(is_high):
+        return None
+    others = [server for server, high in zip(servers, is_high, strict=True) if not high]
+    lower_rank = commands.vllm_rank(others)
+    lower_bytes = slot_bytes(census, commands.vllm_modules(others, base_model.model_type), lower_rank)
+    return HighestRank(list(compress(adapters, is_high)), rank, lower_rank, lower_bytes)
+
+
+def counted_layers(base_model: BaseModel) -> Census | None:
+    """Return the census; None if this version has not counted the layers: a command needs no sizes."""
+    try:
+        return base_model.load_census()
+    except (ValueError, TargetError):
+        return None
+
+
+def slot_bytes(census: Census | None, modules: Sequence[str] | None, rank: int) -> int | None:
+    """Return the bytes for each adapter in memory, if the layers are known."""
+    return commands.slot_bytes(census, modules, rank) if census else None

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from dashboard.models import Adapter, BaseModel, Dataset, Evaluation, Project, User
 from dashboard.presenters import serving
+from dashboard.presenters.serving import HighestRank
 from tests.conftest import make_run
 from tests.dashboard.adapters.test_downloads import body
 from tests.dashboard.conftest import FILES, evaluate, publish
@@ -176,6 +177,23 @@ def test_an_adapter_that_widens_the_server_is_named(
     alone = serving.shared_server(base_model, [narrow])
     assert alone.slot_bytes is not None
     assert alone.slot_bytes < server.slot_bytes
+
+
+def test_adapters_that_raise_the_rank_are_named_with_their_cost(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel, ed: User
+) -> None:
+    adapters = [publish(make_run(project, dataset, base_model, by=ed, name=name)) for name in "abc"]
+    for one, rank in zip(adapters, (8, 12, 64), strict=True):
+        one.run.spec["hyperparameters"]["r"] = rank
+        one.run.save()
+    server = serving.shared_server(base_model, adapters)
+    assert server.slot_bytes is not None
+    assert server.highest == HighestRank(adapters[2:], 64, 16, server.slot_bytes // 4)
+    assert serving.shared_server(base_model, adapters[2:]).highest is None
+    client.force_login(vera)
+    page = client.get(reverse("adapter-serve"), {"adapter": [one.pk for one in adapters]}).content.decode()
+    assert "Without c:v1, rank 16 would be enough instead of 64." in page
+    assert "Each adapter would then need" in page
 
 
 @pytest.mark.parametrize("query", [{"base": "x"}, {"base": "99999999999999999999"}, {"adapter": "x"}])
