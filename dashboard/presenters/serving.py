@@ -15,6 +15,7 @@ from dashboard.models.jobs.job_state import State
 from workers.contract.errors import TargetError
 from workers.serving import commands
 from workers.serving.commands import ServedAdapter
+from workers.serving.smoke_test import Question, llama_cpp_program, ollama_program, peft_program, vllm_program
 from workers.target_modules.census import Census
 
 # A longer prompt would hide the code around it.
@@ -39,6 +40,18 @@ class HighestRank:
     rank: int
     lower_rank: int
     lower_slot_bytes: int | None
+
+
+@dataclass(frozen=True)
+class SmokeTest:
+    """A row on which the answers of base model and adapter differ, and the programs that ask it.
+
+    `programs`: (recipe, code).
+    """
+
+    base: EvaluationItem
+    adapter: EvaluationItem
+    programs: Sequence[tuple[Recipe, str]]
 
 
 @dataclass(frozen=True)
@@ -97,8 +110,8 @@ def recipes(adapter: Adapter) -> list[Recipe]:
     return found
 
 
-def smoke_test(adapter: Adapter) -> tuple[str, EvaluationItem, EvaluationItem] | None:
-    """Return (code, base item, adapter item) for a row on which their answers differ; None without one."""
+def smoke_test(adapter: Adapter, recipes: Sequence[Recipe]) -> SmokeTest | None:
+    """Return the programs for those of the recipes that have code; None if no answers differ."""
     scored_base, scored = base_evaluation(adapter.run), adapter_evaluation(adapter.run)
     if scored_base is None or scored is None or scored.state != State.SUCCEEDED:
         return None
@@ -106,8 +119,16 @@ def smoke_test(adapter: Adapter) -> tuple[str, EvaluationItem, EvaluationItem] |
     if pair is None:
         return None
     base, own = pair
+    question = Question(own.system or "", own.prompt, base.output, own.output)
     name = served_adapter(adapter).name
-    return commands.smoke_test(adapter.base_model.hub_id, name, own.system or "", own.prompt), base, own
+    codes = {
+        "peft": peft_program(question, adapter.usage()),
+        "vllm": vllm_program(question, adapter.base_model.hub_id, name),
+        "llama-cpp": llama_cpp_program(question),
+        "ollama": ollama_program(question, name),
+    }
+    programs = [(recipe, codes[recipe.id]) for recipe in recipes if recipe.code]
+    return SmokeTest(base, own, programs)
 
 
 def served_adapter(adapter: Adapter) -> ServedAdapter:

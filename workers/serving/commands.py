@@ -6,7 +6,6 @@ library only.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,29 +108,3 @@ def ollama_files(name: str, gguf: str) -> str:
         f"cat > Modelfile <<'END'\n{modelfile}\nEND\n"
         f"ollama create {shlex.quote(name)} -f Modelfile\nollama run {shlex.quote(name)}"
     )
-
-
-def smoke_test(base: str, name: str, system: str, prompt: str) -> str:
-    """Return Python code that asks base model and adapter one prompt and fails if the answers are equal.
-
-    `system`: the system message, "" for none.
-    """
-    chat = [{"role": "system", "content": system}] if system else []
-    lines = [f"    {_quoted(message)},\n" for message in [*chat, {"role": "user", "content": prompt}]]
-    return (
-        "from openai import OpenAI\n\n"
-        'client = OpenAI(base_url="http://localhost:8000/v1", api_key="none")\n'
-        f"messages = [\n{''.join(lines)}]\n\n\n"
-        "def answer(model):\n"
-        "    reply = client.chat.completions.create("
-        "model=model, messages=messages, temperature=0, max_tokens=64)\n"
-        "    return reply.choices[0].message.content\n\n\n"
-        f"base, adapter = answer({_quoted(base)}), answer({_quoted(name)})\n"
-        'print(f"base model: {base}\\nadapter:    {adapter}")\n'
-        'assert base != adapter, "The server answers with the base model: the adapter is not applied."\n'
-    )
-
-
-def _quoted(value: str | dict[str, str]) -> str:
-    """Return a Python literal with strings in double quotes."""
-    return json.dumps(value, ensure_ascii=False)

@@ -54,6 +54,7 @@ def page_of(
 ) -> HttpResponse:
     """Render an adapter's page, also below an error message."""
     versions = Adapter.objects.filter(project=adapter.project, name=adapter.name).order_by("-version")
+    recipes = serving.recipes(adapter)
     context: dict[str, Any] = {
         "adapter": adapter,
         "run": adapter.run,
@@ -64,11 +65,11 @@ def page_of(
         "settled": adapter.run.is_settled,
         "form": StageForm(initial={"stage": adapter.stage}),
         "decisions": adapter.decisions.with_facts(),  # type: ignore[attr-defined]
-        "recipes": serving.recipes(adapter),
+        "recipes": recipes,
         **exports_context(adapter),
         "push_form": push_form or PushForm(adapter),
         "is_offline": settings.HF_HUB_OFFLINE,
-        "smoke_test": serving.smoke_test(adapter),
+        "smoke_test": serving.smoke_test(adapter, recipes),
         "may_edit": request.user.has_role(Role.EDITOR, adapter.project_id),
         "may_manage": request.user.has_role(Role.MANAGER, adapter.project_id),
     }

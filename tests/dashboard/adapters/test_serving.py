@@ -114,7 +114,8 @@ def test_what_a_server_cannot_load_has_a_reason_instead_of_code(adapter: Adapter
 
 
 def test_the_smoke_test_uses_the_shortest_row_with_different_answers(adapter: Adapter) -> None:
-    assert serving.smoke_test(adapter) is None
+    recipes = serving.recipes(adapter)
+    assert serving.smoke_test(adapter, recipes) is None
     evaluate(adapter, 0.0, 0.5)
     answers = {
         1: ("", "short", "same", "same"),
@@ -136,12 +137,15 @@ def test_the_smoke_test_uses_the_shortest_row_with_different_answers(adapter: Ad
             for row, texts in answers.items()
         ]
         evaluation.record_result(4, evaluation.metrics, items)
-    found = serving.smoke_test(adapter)
+    found = serving.smoke_test(adapter, recipes)
     assert found is not None
-    code, base, own = found
-    assert (base.output, own.output) == ("maybe", "sure")
-    assert '{"role": "system", "content": "Brief."}' in code
-    assert '{"role": "user", "content": "long"}' in code
+    assert (found.base.output, found.adapter.output) == ("maybe", "sure")
+    assert [recipe.id for recipe, _code in found.programs] == [one.id for one in recipes if one.code]
+    for _recipe, code in found.programs:
+        compile(code, "smoke_test.py", "exec")
+        assert '{"role": "system", "content": "Brief."}' in code
+        assert '{"role": "user", "content": "long"}' in code
+        assert 'stored_adapter_answer = "sure"' in code
 
 
 def test_approved_adapters_are_served_together(

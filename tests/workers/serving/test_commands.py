@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import shlex
 
 import pytest
@@ -13,7 +12,6 @@ from workers.serving.commands import (
     llama_cpp_command,
     ollama_files,
     slot_bytes,
-    smoke_test,
     vllm_command,
     vllm_modules,
     vllm_rank,
@@ -88,25 +86,3 @@ def test_a_slot_holds_both_matrices_of_every_adapted_layer() -> None:
 def test_llama_cpp_and_ollama_name_the_gguf_file() -> None:
     assert options(llama_cpp_command("it's v1.gguf"))[-2:] == ["--lora", "it's v1.gguf"]
     assert "ADAPTER ./triage-v1.gguf\n" in ollama_files("triage-v1", "triage-v1.gguf")
-
-
-def test_the_smoke_test_is_a_program_and_keeps_the_messages() -> None:
-    system, prompt = "Be brief.\nAnswer “yes”.", 'Say "ä"\n\\ and {braces}'
-    assert messages_of(smoke_test("org/base", "triage-v1", system, prompt)) == [
-        {"role": "system", "content": system},
-        {"role": "user", "content": prompt},
-    ]
-    assert messages_of(smoke_test("org/base", "triage-v1", "", prompt)) == [
-        {"role": "user", "content": prompt}
-    ]
-
-
-def messages_of(code: str) -> list[dict[str, str]]:
-    """Return what a program sends."""
-    values = {
-        node.targets[0].id: node.value
-        for node in ast.parse(code).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    messages: list[dict[str, str]] = ast.literal_eval(values["messages"])
-    return messages
