@@ -119,7 +119,7 @@ async def stream_chat(
     """
     if not model.is_usable_by(project):
         raise ModelUnknown("model_not_found", _("This project has no such base model or adapter."))
-    if inference_server.serves(model.base):
+    if model.base.has_operator_server:
         return await _stream_from_server(model, messages, settings)
     adapter = model.adapter.folder if model.adapter else ""
     request = ChatRequest(messages=list(messages), settings=settings, adapter=adapter)
@@ -257,7 +257,7 @@ async def request_engine(base: BaseModel, by: User | None) -> EngineState:
 
     Raises ChatInvalid for a base model that is not ready, and ChatBroken with the job's error if it failed.
     """
-    if inference_server.serves(base):
+    if base.has_operator_server:
         return EngineState.READY
     # A thread-sensitive call would hold one database connection per stream.
     state, _job = await _request(base, by)
@@ -269,7 +269,7 @@ async def starting_states(base: BaseModel, by: User | None) -> AsyncIterator[Eng
 
     Raises ChatInvalid for a base model that is not ready, and ChatBroken if the job fails or is stopped.
     """
-    if inference_server.serves(base):
+    if base.has_operator_server:
         yield EngineState.READY
         return
     state, job = await _request(base, by)

@@ -16,7 +16,7 @@ import httpx2
 from django.conf import settings
 from django.utils.translation import gettext as _
 
-from dashboard.models import Adapter, BaseModel
+from dashboard.models import Adapter
 from workers.contract.chat import ChatSettings, End, Text
 
 # Until the server accepts a connection; between two parts of an answer, which may wait for its turn.
@@ -30,12 +30,6 @@ class ServerFailure(Exception):
     def __init__(self, kind: str, code: str, message: str) -> None:
         super().__init__(message)
         self.kind, self.code, self.message = kind, code, message
-
-
-def serves(base: BaseModel) -> bool:
-    """Return whether the operator's server answers for this base model."""
-    server = settings.INFERENCE_SERVER
-    return bool(server.url) and base.hub_id == server.model
 
 
 async def stream_from_server(

@@ -12,7 +12,6 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from dashboard.forms.adapters import BASE, LEAST_BLIND, MOST_COLUMNS
-from dashboard.inference_server import serves
 from dashboard.models import (
     Adapter,
     BaseModel,
@@ -83,7 +82,7 @@ def playground(
     """Return the page for the query of its address; what does not exist is left out."""
     shown, adapters = choose_models(project, user, wanted_base, wanted)
     is_blind = blind and shown.can_be_blind
-    server = settings.INFERENCE_SERVER.host if shown.base and serves(shown.base) else ""
+    server = settings.INFERENCE_SERVER.host if shown.base and shown.base.has_operator_server else ""
     page = replace(
         shown, rows=_rows(adapters), saved=_saved_prompts(project), is_blind=is_blind, server=server
     )

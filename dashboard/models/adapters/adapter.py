@@ -19,6 +19,7 @@ from django.utils.text import slugify
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.accounts.project import Project, ProjectQuerySet
+from dashboard.models.adapters.unloading import unload_on_commit
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.training.training_run import TrainingRun
 from workers.contract.archives import checksums, store
@@ -104,6 +105,8 @@ class Adapter(models.Model):
     def set_stage(self, stage: str) -> None:
         self.stage = self.Stage(stage)
         self.save(update_fields=["stage"])
+        if stage == self.Stage.RETIRED:
+            unload_on_commit([self])
 
     def path(self) -> Path:
         """Return the folder that PEFT loads."""

@@ -224,6 +224,12 @@ class BaseModel(models.Model):
         return self.census is not None and self.state not in (State.FAILED, State.CANCELLED)
 
     @property
+    def has_operator_server(self) -> bool:
+        """Return whether a server of the operator answers its chats, instead of an inference job."""
+        server = settings.INFERENCE_SERVER
+        return bool(server.url) and self.hub_id == server.model
+
+    @property
     def model_type(self) -> str:
         """Return Transformers' name of its architecture; "" before the first inspection."""
         return str((self.census or {}).get("model_type", ""))

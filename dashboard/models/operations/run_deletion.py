@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 
 from dashboard.models.accounts.project import Project
 from dashboard.models.adapters.adapter import Adapter
+from dashboard.models.adapters.unloading import unload_on_commit
 from dashboard.models.evaluations.blind_comparison import BlindComparison
 from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.jobs.job import Job
@@ -61,7 +62,9 @@ def delete_runs(project: Project, keys: Sequence[int]) -> list[TrainingRun]:
         deleted = [run for run in found if not deletion_refusal(run)]
         for run in deleted:
             _keep_base_scores(run)
-            Adapter.objects.filter(run=run).delete()
+        adapters = Adapter.objects.filter(run__in=deleted)
+        unload_on_commit(adapters.select_related("base_model"))
+        adapters.delete()
         TrainingRun.objects.filter(pk__in=[run.pk for run in deleted]).delete()
         Tag.objects.drop_unused(project)
     return deleted

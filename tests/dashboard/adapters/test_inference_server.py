@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -25,7 +27,10 @@ from dashboard.chat_relay import (
     EngineState,
     ModelUnknown,
 )
-from dashboard.models import Adapter, Job, TrainingRun, User
+from dashboard.models import Adapter, Job, Project, TrainingRun, User
+from dashboard.models.adapters.unloading import TIMEOUT_SECONDS
+from dashboard.models.operations.run_deletion import delete_runs
+from tests.conftest import finish
 from tests.dashboard.routes import publish_adapter
 from workers.contract.chat import ChatSettings, End, Text
 from workers.contract.judge import Endpoint
@@ -68,6 +73,9 @@ def handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
             if self.path == "/v1/load_lora_adapter" and server.can_load:
                 server.models.add(body["lora_name"])
                 self.reply(200, "loaded")
+            elif self.path == "/v1/unload_lora_adapter" and body["lora_name"] in server.models:
+                server.models.remove(body["lora_name"])
+                self.reply(server.status, "unloaded")
             elif self.path == "/v1/chat/completions" and server.status != 200:
                 self.reply(server.status, "That is too long.")
             elif self.path == "/v1/chat/completions" and body["model"] in server.models:
@@ -184,7 +192,7 @@ def test_other_base_models_keep_their_inference_job(
     monkeypatch.setattr(
         settings, "INFERENCE_SERVER", Endpoint(settings.INFERENCE_SERVER.url, "example/other")
     )
-    assert not chat_relay.inference_server.serves(adapter.base_model)
+    assert not adapter.base_model.has_operator_server
 
 
 def test_the_playground_names_the_server(
@@ -194,3 +202,91 @@ def test_the_playground_names_the_server(
     page = client.get(reverse("playground"))
     assert page.context["playground"].server == settings.INFERENCE_SERVER.host
     assert KEY not in page.content.decode()
+
+
+@pytest.fixture
+def execute(django_capture_on_commit_callbacks: Any) -> Callable[[Callable[[], object]], int]:
+    """Return a function that calls another one, commits, and returns how much was done on commit."""
+
+    def call(act: Callable[[], object]) -> int:
+        with django_capture_on_commit_callbacks(execute=True) as callbacks:
+            act()
+        return len(callbacks)
+
+    return call
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def retire(client: Client, adapter: Adapter) -> Any:
+    return client.post(reverse("adapter-stage", args=[adapter.pk]), {"stage": "retired"})
+
+
+def test_a_retired_adapter_is_unloaded(
+    client: Client, mara: User, adapter: Adapter, server: Server, execute: Callable[..., int]
+) -> None:
+    chat(adapter)
+    client.force_login(mara)
+    execute(lambda: retire(client, adapter))
+    wait_until(lambda: adapter.folder not in server.models)
+    assert server.requests[-1] == ("/v1/unload_lora_adapter", {"lora_name": adapter.folder})
+    assert server.keys == {f"Bearer {KEY}"}
+
+
+def test_a_deleted_adapter_is_unloaded(
+    project: Project, adapter: Adapter, server: Server, execute: Callable[..., int]
+) -> None:
+    chat(adapter)
+    finish(adapter.run.job)
+    execute(lambda: delete_runs(project, [adapter.run_id]))
+    wait_until(lambda: adapter.folder not in server.models)
+
+
+def test_no_other_server_is_called(
+    adapter: Adapter, server: Server, execute: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert execute(lambda: adapter.set_stage("approved")) == 0
+    monkeypatch.setattr(settings, "INFERENCE_SERVER", Endpoint("", ""))
+    assert execute(lambda: adapter.set_stage("retired")) == 0
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_failed_unload_is_logged(
+    adapter: Adapter,
+    server: Server,
+    execute: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_away: bool,
+) -> None:
+    chat(adapter)
+    server.status = 500
+    if is_away:
+        away = Endpoint("http://127.0.0.1:9/v1", adapter.base_model.hub_id)
+        monkeypatch.setattr(settings, "INFERENCE_SERVER", away)
+    execute(lambda: adapter.set_stage("retired"))
+    wait_until(lambda: "unloads no adapter" in caplog.text)
+
+
+def test_a_silent_server_holds_up_no_page(
+    client: Client,
+    mara: User,
+    adapter: Adapter,
+    server: Server,
+    execute: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client.force_login(mara)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        monkeypatch.setattr(settings, "INFERENCE_SERVER", Endpoint(url, adapter.base_model.hub_id))
+        began = time.monotonic()
+        execute(lambda: retire(client, adapter))
+        assert time.monotonic() - began < TIMEOUT_SECONDS / 2
+        with silent.accept()[0] as connection:
+            assert connection.recv(1)
