@@ -60,7 +60,7 @@ proof:
 	$(VENV) -m tests.chaos $(BLOWS)
 	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(BLOWS)
 
-# On a quiet machine; BENCH_SHAPES, BENCH_DTYPES and BENCH_STEPS shorten it further.
+# On a quiet machine, with MLFLOW naming the program of MLflow 3.17; BENCH_SHAPES, BENCH_DTYPES and BENCH_STEPS shorten it further.
 bench:
 	@$(MACHINE) test
 	@$(VENV) -m tests.bench
@@ -68,6 +68,7 @@ bench:
 	@$(VENV) -m tests.bench.open_streams
 	@$(VENV) -m tests.bench.beside_trainings
 	@$(VENV) -m tests.bench.pages
+	@$(VENV) -m tests.bench.tracker
 	@$(VENV) -m tests.bench.idle
 	@$(VENV) -m tests.bench.load
 	@$(VENV) -m tests.servers $(VENV) -m tests.bench.load

@@ -105,6 +105,12 @@ class LoadSet:
 
         submitted = self.models.Job.objects.filter(pk=OuterRef("job")).values("created_at")[:1]
         self.models.TrainingRun.objects.update(created_at=Subquery(submitted))
+        # Rows written in bulk tell nobody of their scores.
+        from dashboard.models.evaluations.run_score import RunScore
+
+        keys = list(self.models.TrainingRun.objects.filter(outcome="succeeded").values_list("pk", flat=True))
+        for begin in range(0, len(keys), 500):
+            RunScore.objects.refresh(keys[begin : begin + 500])
 
     def base_model(self) -> Any:
         from workers.target_modules.census import Census, Group
@@ -345,7 +351,7 @@ class LoadSet:
             project = self.project if place % 10 == 0 else self.other
             run = copy.copy(self.prototypes[place % len(PRESETS)])
             run.project, run.name, run.created_by = project, f"Waiting {place}", self.users[place % 2]
-            run.job = jobs.submit("train", run.spec, project=project, by=run.created_by)
+            run.job = jobs.submit(self.models.Job.Kind.TRAIN, run.spec, project=project, by=run.created_by)
             run.save()
         for place, job in enumerate(jobs.filter(state="queued", project=self.project).order_by("pk")[:2]):
             name = f"gpu{place}@host"
