@@ -105,6 +105,8 @@ class PromptForm(ModelsForm):
         help_text=_("The same seed and settings give the same answer again."),
     )
     blind = forms.BooleanField(required=False, widget=forms.HiddenInput)
+    # Whether the answers begin when no training runs any more.
+    wait = forms.BooleanField(required=False, widget=forms.HiddenInput)
 
     def clean(self) -> dict[str, Any]:
         """Refuse a blind comparison of one model."""

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db.models import Q
 from django.urls import reverse
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from dashboard.forms.adapters import BASE, LEAST_BLIND, MOST_COLUMNS
 from dashboard.models import (
@@ -86,17 +87,30 @@ def playground(
     page = replace(
         shown, rows=_rows(adapters), saved=_saved_prompts(project), is_blind=is_blind, server=server
     )
-    return page if server else _beside_trainings(page)
+    if server:
+        return page
+    trainings, end = live_trainings()
+    return replace(page, trainings=trainings, trainings_end=end)
 
 
-def _beside_trainings(page: Playground) -> Playground:
-    """Return the page with the trainings that run now."""
+def live_trainings() -> tuple[int, str]:
+    """Return the number of trainings that run now, and the time until all have ended, if it is known."""
     trainings = Job.objects.live().filter(kind=Job.Kind.TRAIN).order_by()
     seconds = list(trainings.values_list("eta_seconds", flat=True))
     known = [left for left in seconds if left is not None]
     is_known = bool(seconds) and len(known) == len(seconds)
-    end = format_roughly(max(known)) if is_known else ""
-    return replace(page, trainings=len(seconds), trainings_end=end)
+    return len(seconds), format_roughly(max(known)) if is_known else ""
+
+
+def trainings_to_wait_for() -> str:
+    """Return what a prompt waits for that is answered after the trainings, as a sentence; "" for nothing."""
+    count, end = live_trainings()
+    if not count:
+        return ""
+    text = ngettext(
+        "Waiting until the training has ended.", "Waiting until %(count)d trainings have ended.", count
+    ) % {"count": count}
+    return f"{text} {_('About %(time)s left.') % {'time': end}}" if end else text
 
 
 def choose_models(

@@ -4,7 +4,7 @@ import { readLines } from "./answer_lines.js";
 
 const form = document.getElementById("playground");
 const choices = document.getElementById("playground-models");
-const KEPT = ["prompt", "system", "temperature", "max_tokens", "seed"].filter((name) => form?.elements[name]);
+const KEPT = ["prompt", "system", "temperature", "max_tokens", "seed", "wait"].filter((name) => form?.elements[name]);
 const STORE = "graftworks-playground";
 
 class Column {
@@ -74,7 +74,8 @@ function keep() {
 
 function restore() {
   try {
-    for (const [name, value] of Object.entries(JSON.parse(sessionStorage.getItem(STORE)) ?? {})) form.elements[name].value = value;
+    const values = JSON.parse(sessionStorage.getItem(STORE)) ?? {};
+    for (const name of KEPT) if (name in values) form.elements[name].value = values[name];
   } catch {
     // The form keeps its own values.
   }
@@ -134,7 +135,8 @@ function follow() {
   let controller = null;
 
   const show = (text, isError = false) => {
-    state.textContent = text;
+    // A state that is repeated is not read out again.
+    if (state.textContent !== text) state.textContent = text;
     state.classList.toggle("text-danger", isError);
   };
 

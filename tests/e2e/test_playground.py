@@ -57,6 +57,12 @@ def test_two_models_answer_while_a_training_runs(page: Page, address: str, api: 
     assert answers[0] != answers[1]
     assert all(page.locator("[data-first]").nth(column).text_content() for column in (0, 1))
     until(lambda: api.get(f"/runs/{training}")["step"] > step, "a step of the training")
+    page.get_by_label("Wait until the training has ended").check()
+    send(page, "Colour of 7?", 40)
+    until(lambda: "Waiting" in (page.locator("#playground-state").text_content() or ""), "the wait")
+    assert page.locator("[data-answer]").all_text_contents() == ["", ""]
+    page.get_by_role("button", name="Stop").click()
+    page.locator("#playground-stop").wait_for(state="hidden")
     assert problems == []
 
 

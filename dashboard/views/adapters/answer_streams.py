@@ -28,10 +28,13 @@ from dashboard.forms.adapters import ModelsForm
 from dashboard.gate import Request
 from dashboard.models import BaseModel, BlindComparison, Project, TryOutLink, User
 from dashboard.outage import DATABASE_ERRORS
+from dashboard.presenters.playground import trainings_to_wait_for
 from dashboard.streams import StreamResponse, release_connection
 from workers.contract.chat import ChatError, ChatSettings, End
 
 logger = logging.getLogger(__name__)
+# Between two looks at the trainings that answers wait for.
+TRAINING_SECONDS = 2.0
 # Events that wait for a slow reader; then the columns wait as well.
 MOST_UNREAD = 64
 # What a blind column shows: neither times nor numbers of tokens.
@@ -70,9 +73,17 @@ async def lines_of(events: AsyncGenerator[Event, None]) -> StreamResponse:
     return StreamResponse(lines(), "application/x-ndjson")
 
 
-async def starting_events(base: BaseModel, user: User | None) -> AsyncGenerator[Event, None]:
-    """Yield the states of the model until it is ready, or until an error."""
+async def starting_events(
+    base: BaseModel, user: User | None, *, after_trainings: bool = False
+) -> AsyncGenerator[Event, None]:
+    """Yield the states of the model until it is ready, or until an error.
+
+    With `after_trainings` the model is not asked for before no training runs any more.
+    """
     try:
+        while after_trainings and (text := await in_own_thread(trainings_to_wait_for)):
+            yield {"state": "training", "text": text}
+            await asyncio.sleep(TRAINING_SECONDS)
         async for state in starting_states(base, user):
             yield {"state": state.value, "text": str(state.label)}
     except ChatFailed as failure:
@@ -87,9 +98,11 @@ async def answers(
     models: Sequence[ChatModel],
     messages: Messages,
     settings: ChatSettings,
+    *,
+    after_trainings: bool = False,
 ) -> AsyncGenerator[Event, None]:
     """Yield the states of the model until it is ready, then the parts of all answers as they come."""
-    async for event in starting_events(models[0].base, user):
+    async for event in starting_events(models[0].base, user, after_trainings=after_trainings):
         yield event
         if "error" in event:
             return
@@ -169,6 +182,8 @@ async def blind_answers(
     models: Sequence[ChatModel],
     messages: Messages,
     settings: ChatSettings,
+    *,
+    after_trainings: bool = False,
 ) -> AsyncGenerator[Event, None]:
     """Yield the answers of two of the models in random order, without what tells them apart.
 
@@ -177,7 +192,8 @@ async def blind_answers(
     user = voter.created_by if isinstance(voter, TryOutLink) else voter
     pair = secrets.SystemRandom().sample(models, 2)
     texts, complete = ["", ""], 0
-    async with aclosing(answers(project, user, pair, messages, settings)) as events:
+    parts = answers(project, user, pair, messages, settings, after_trainings=after_trainings)
+    async with aclosing(parts) as events:
         async for event in events:
             if "column" in event and "error" not in event:
                 texts[event["column"]] += storable(event.get("text", ""))

@@ -63,7 +63,10 @@ async def answer(request: Request) -> HttpResponseBase:
     if not form.is_valid():
         return refusal_of(form)
     stream = blind_answers if form.cleaned_data["blind"] else answers
-    events = stream(request.project, request.user, form.models, form.messages(), form.settings())
+    events = stream(
+        *(request.project, request.user, form.models, form.messages(), form.settings()),
+        after_trainings=form.cleaned_data["wait"],
+    )
     return await lines_of(events)
 
 

@@ -81,7 +81,7 @@ def test_a_column_says_that_its_adapter_was_trained_in_4_bits(
     assert [column.in_4bit for column in playground(project, vera, "", []).columns] == [False, True]
 
 
-def test_the_page_says_that_answers_share_the_processor_with_trainings(
+def test_the_page_offers_answers_beside_and_after_the_trainings(
     client: Client, project: Project, dataset: Dataset, base_model: BaseModel, vera: User, adapter: Adapter
 ) -> None:
     for name in ("Ash", "Beech"):
@@ -92,7 +92,8 @@ def test_the_page_says_that_answers_share_the_processor_with_trainings(
     Job.objects.filter(training_runs__name__in=["Ash", "Beech"]).update(state="running", eta_seconds=1_500)
     shown = client.get(address)
     assert 'data-trainings="2"' in shown.text
-    assert "The training ends in about 25 min." in shown.text
+    assert shown.text.count('name="wait"') == 2
+    assert "(about 25 min)" in shown.text
 
 
 def test_without_a_base_model_there_is_nothing_to_try(client: Client, vera: User) -> None:
