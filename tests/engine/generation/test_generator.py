@@ -148,6 +148,16 @@ def test_mixed_requests_are_answered_as_each_alone(
             assert found[request.key] == alone
 
 
+def test_a_prompt_without_slot_has_logits_at_its_end_alone(folders: Callable[[str], Path]) -> None:
+    base, positions = load(folders("gemma2")), list[int]()
+    base.register_forward_hook(lambda _base, _arguments, output: positions.append(output.logits.shape[1]))
+    generator = Generator(base, CPU, max_rows=4, max_tokens=1024)
+    generator.submit(GenerationRequest(1, np.arange(9, 49, dtype=np.int32), None, Sampling(3)))
+    while not generator.is_idle:
+        generator.step()
+    assert positions == [1, 1, 1]
+
+
 def test_a_sliding_window_is_kept(tmp_path: Path) -> None:
     folder = build_tiny_model(tmp_path / "m", model_type="mistral", sliding_window=16)
     generator = Generator(load(folder), CPU, max_rows=4, max_tokens=1024)

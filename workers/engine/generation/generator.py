@@ -11,6 +11,7 @@ Text, stop strings and chat templates stay with the callers.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -68,6 +69,7 @@ class Generator:
         self._cache = SlotCache(device)
         self._contents: list[_Content | None] = []
         self._releases = 0
+        self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.is_batched = self._can_batch()
 
     # Adapters
@@ -294,13 +296,16 @@ class Generator:
     def _plain_step(self, row: Row) -> list[Token]:
         """Compute one step of one row, through the model's own cache."""
         self._adapters.activate(row.request.adapter)
+        due, was_reading = row.due(), row.is_reading
+        # All logits of a long prompt would take more memory than its keys and values.
+        kept = {"logits_to_keep": row.length - due[0]} if self._keeps_logits else {}
         output = self._base(
             input_ids=self._tensor(row.ids[row.computed : row.length]),
             past_key_values=row.past,
             use_cache=True,
+            **kept,
         )
-        due, was_reading = row.due(), row.is_reading
-        tokens = row.take(due, output.logits[0, [place - row.computed for place in due]])
+        tokens = row.take(due, output.logits[0, [place - row.length for place in due]])
         # A cache that has read a reference, or none at all, does not go on: the row is read again.
         row.past = None if was_reading else getattr(output, "past_key_values", None)
         row.computed = 0 if row.past is None else row.length - 1
