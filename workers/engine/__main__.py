@@ -103,6 +103,7 @@ class EngineCommand:
     in_4bit: bool
     token: str = field(repr=False)  # of a push, or key of TCP connections: in no spec and no environment
     listen: str = ""  # an inference job's address for other machines
+    promised: int = 0  # bytes that trainings on its machine are still to take
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -202,8 +203,10 @@ def _parse_command(options: argparse.Namespace, envelope: dict[str, Any]) -> Eng
         raise SpecError("attempt", "`attempt` must be a whole number from 1.")
     checkpoint_dir = options.checkpoints or options.out_dir / "checkpoints"
     in_4bit, token = needs_4bit(values), str(envelope.get("token", ""))
-    listen = str(envelope.get("listen", ""))
-    return EngineCommand(kind, specs, options.out_dir, checkpoint_dir, ended, attempt, in_4bit, token, listen)
+    return EngineCommand(
+        kind, specs, options.out_dir, checkpoint_dir, ended, attempt, in_4bit, token,
+        listen=str(envelope.get("listen", "")), promised=int(envelope.get("promised", 0)),
+    )  # fmt: skip
 
 
 def die_with_parent() -> None:
@@ -252,6 +255,7 @@ def _run(command: EngineCommand, report: Report, should_stop: StopFlag) -> None:
             should_stop=should_stop,
             listen=command.listen,
             key=command.token,
+            promised=command.promised,
         )
     elif command.kind == "export":
         from workers.engine.exporting.export import export

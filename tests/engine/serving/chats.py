@@ -14,11 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import LoraConfig, get_peft_model
+
+from tests.tiny_model import tiny_base
 from workers.contract.chat import ChatEvent, ChatRequest, ChatSettings, from_line
 from workers.contract.chat_connections import address_file, proof_of, short_address
 from workers.contract.specs import ServeSpec, to_dict
+from workers.engine.base_models.model import load_base
 
 READY_SECONDS = 60.0
+
+
+def save_adapter(folder: Path, base: Path, seed: int) -> None:
+    """Write an adapter with random weights."""
+    model = load_base(tiny_base(base), torch.float32, torch.device("cpu"))
+    torch.manual_seed(seed)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["o_proj"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(folder)
 
 
 @dataclass

@@ -11,10 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
 
-from tests.engine.serving.chats import Engine, run_engine
+from tests.engine.serving.chats import Engine, run_engine, save_adapter
 from tests.tiny_model import build_tiny_model, tiny_base
 from workers.contract.chat import (
     HAND_OVER,
@@ -28,17 +26,8 @@ from workers.contract.chat import (
 )
 from workers.contract.events import Finished, Result, from_line
 from workers.contract.specs import ServeSpec
-from workers.engine.base_models.model import load_base
 
 LONG = 400
-
-
-def save_adapter(folder: Path, base: Path, seed: int) -> None:
-    """Write an adapter with random weights."""
-    model = load_base(tiny_base(base), torch.float32, torch.device("cpu"))
-    torch.manual_seed(seed)
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["o_proj"], init_lora_weights=False)
-    get_peft_model(model, config).save_pretrained(folder)
 
 
 def without_end_token(base: Path) -> Path:

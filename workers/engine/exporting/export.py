@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -20,6 +19,7 @@ from workers.contract.specs import ExportSpec
 from workers.engine.base_models.model import check_folder, load_base, read_config
 from workers.engine.exporting import gguf_model, model_folder
 from workers.engine.generation.adapters import attach, check_adapter
+from workers.engine.training import runtime
 from workers.engine.training.artifacts import file_sha256, sync
 from workers.engine.training.runtime import stop_if_asked
 from workers.forecasting.export_cost import forecast_export
@@ -80,7 +80,7 @@ def check_room(spec: ExportSpec, out_dir: Path, disk_reserve: int) -> None:
             f"This export needs {_gigabytes(forecast.file_bytes)} of disk space and "
             f"{_gigabytes(disk_reserve)} in reserve, but only {_gigabytes(free)} are free."
         )
-    available = psutil.virtual_memory().available
+    available = runtime.available_bytes(torch.device("cpu"))
     if available < forecast.memory_bytes:
         raise OutOfMemory(
             f"This export needs {_gigabytes(forecast.memory_bytes)} of memory, but only "

@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,10 +42,12 @@ from workers.engine.base_models.model import check_folder, end_ids, load_base, l
 from workers.engine.generation.generator import Generator
 from workers.engine.generation.requests import GenerationRequest, Sampling, Token
 from workers.engine.serving.answer_text import AnswerText
+from workers.engine.serving.memory import count_weights, fit_tokens, has_room, served_model
 from workers.engine.serving.prompts import PromptEncoder
 from workers.engine.training import runtime
 from workers.engine.training.encoding import Ids
 from workers.engine.training.runtime import stop_if_asked
+from workers.forecasting.inference_cost import ServedModel
 
 ReplyT = TypeVar("ReplyT")
 # Chats that wait for their turn; more are refused, so that people learn at once that they would wait long.
@@ -58,11 +60,18 @@ HAND_OVER_SECONDS = 10.0
 
 
 def serve(
-    spec: ServeSpec, *, report: Report, should_stop: ShouldStop, listen: str = "", key: str = ""
+    spec: ServeSpec,
+    *,
+    report: Report,
+    should_stop: ShouldStop,
+    listen: str = "",
+    key: str = "",
+    promised: int = 0,
 ) -> None:
     """Answer chats until none has come for `idle_seconds`, or until a stop.
 
     `listen`: the address for other machines, `host` or `host:port`; `key`: what they have to know.
+    `promised`: bytes that trainings on this machine are still to take.
     """
     check_folder(spec.base)
     tokenizer = load_tokenizer(spec.base)
@@ -70,11 +79,14 @@ def serve(
         prompts.start()
         device = runtime.pick_device()
         torch.set_num_threads(runtime.thread_count())
+        dtype = runtime.pick_dtype(spec.dtype, device)
+        memory = served_model(Path(spec.base.path), dtype, device)
+        spec = replace(spec, max_tokens=fit_tokens(spec, memory, device, promised))
         report(Progress("loading"))
-        base = load_base(spec.base, runtime.pick_dtype(spec.dtype, device), device)
+        base = load_base(spec.base, dtype, device)
         stop_if_asked(should_stop)
         generator = Generator(base, device, max_rows=spec.max_rows, max_tokens=spec.max_tokens)
-        model = ChatModel(spec, base, tokenizer, prompts, generator)
+        model = ChatModel(spec, base, tokenizer, prompts, generator, memory)
         server = ChatServer(spec, model, report, should_stop, key)
         asyncio.run(server.run(listen))
     report(Result({"chats": server.served, "tokens": server.tokens}))
@@ -115,9 +127,17 @@ class ChatModel:
     """The model with its adapters. Every method runs in the thread that owns it."""
 
     def __init__(
-        self, spec: ServeSpec, base: Any, tokenizer: Any, prompts: PromptEncoder, generator: Generator
+        self,
+        spec: ServeSpec,
+        base: Any,
+        tokenizer: Any,
+        prompts: PromptEncoder,
+        generator: Generator,
+        memory: ServedModel,
     ) -> None:
         self.spec, self.tokenizer, self.prompts, self.generator = spec, tokenizer, prompts, generator
+        self.memory, self.device = memory, base.device
+        self.weights: dict[str, int] = {}  # of each adapter that was loaded
         self.end_ids = frozenset(end_ids(base, tokenizer))
         self.limit = min(spec.max_tokens // 64 * 64, max_positions(base) or spec.max_tokens)
 
@@ -157,22 +177,32 @@ class ChatModel:
         if not folder.is_dir():
             raise Refusal("adapter_missing", "The files of this adapter are no longer on this machine.")
         if name not in self.generator.adapters:
-            self._make_room()
             try:
+                self.weights[name] = count_weights(folder.glob("adapter_model.safetensors"))
+                self._make_room(name)
                 self.generator.load_adapter(name, folder)
             except RunError as error:
                 raise Refusal("bad_adapter", error.message) from error
         return name
 
-    def _make_room(self) -> None:
-        """Unload adapters, the least recently used first, until one more may be loaded."""
+    def _make_room(self, wanted: str) -> None:
+        """Unload adapters, the least recently used first, until this one may be loaded."""
         for name in list(self.generator.adapters):
-            if len(self.generator.adapters) < self.spec.max_adapters:
+            if not self._lack(wanted):
                 return
             with contextlib.suppress(ValueError):  # in use
                 self.generator.unload_adapter(name)
-        if len(self.generator.adapters) >= self.spec.max_adapters:
-            raise Refusal("busy", "All adapters in memory are in use. Try again shortly.")
+        if lack := self._lack(wanted):
+            raise Refusal("busy", f"{lack} Try again shortly.")
+
+    def _lack(self, wanted: str) -> str:
+        """Return what one more adapter lacks, or ""."""
+        loaded = self.generator.adapters
+        if len(loaded) >= self.spec.max_adapters:
+            return "All adapters in memory are in use."
+        weights = sum(self.weights[name] for name in (*loaded, wanted))
+        is_small = has_room(self.spec, self.memory, self.device, weights)
+        return "" if is_small else "The worker's machine has no memory for this adapter."
 
 
 class ChatServer:

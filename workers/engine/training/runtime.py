@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from workers.contract.errors import Stopped
 from workers.contract.events import ShouldStop
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "graftworks")
 # bfloat16 must win clearly, so that a busy moment on the machine does not change the choice.
 BFLOAT16_GAIN = 1.2
+CGROUP = Path("/sys/fs/cgroup")  # of a container
 
 
 def stop_if_asked(should_stop: ShouldStop) -> None:
@@ -43,7 +46,7 @@ def thread_count() -> int:
 def _usable_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (CGROUP / "cpu.max").read_text().split()
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
@@ -149,6 +152,31 @@ def reset_peak_memory(device: torch.device) -> None:
         # proc(5): 5 resets the peak resident set size to the present one.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the bytes that may still be taken: on the card, else on the machine and in the control group."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    available: int = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # without a limit
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        kinds = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        # The kernel takes pages of files back.
+        available = max(0, min(available, limit - used + int(kinds["inactive_file"])))
+    return available
+
+
+def resident_bytes(device: torch.device) -> int:
+    """Return the memory that this process holds now: on the card with CUDA, else resident."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.memory_reserved(device)
+    resident: int = psutil.Process().memory_info().rss
+    return resident
 
 
 def peak_memory_bytes(device: torch.device | None = None) -> int:
