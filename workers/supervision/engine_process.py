@@ -27,6 +27,7 @@ from workers.contract.chat_connections import connection_key
 from workers.contract.events import MAX_LINE
 from workers.supervision.forked_engine import ForkingPopen, limit
 from workers.supervision.line_queue import LineQueue
+from workers.supervision.promised_memory import promised_bytes
 
 ENGINE = (sys.executable, "-m", "workers.engine")
 # Longest wait for the last lines of a dead engine: a process that it left behind can hold the pipe open.
@@ -171,10 +172,11 @@ class EngineProcess:
                     pipe.close()
 
 
-def private_values(job: Job) -> dict[str, str]:
+def private_values(job: Job) -> dict[str, str | int]:
     """Return what the engine needs and no row, file or environment holds."""
-    if job.kind == Job.Kind.SERVE and settings.INFERENCE_LISTEN:
-        return {"token": connection_key(settings.SECRET_KEY), "listen": settings.INFERENCE_LISTEN}
+    if job.kind == Job.Kind.SERVE:
+        key, listen = connection_key(settings.SECRET_KEY), settings.INFERENCE_LISTEN
+        return {"promised": promised_bytes(), **({"token": key, "listen": listen} if listen else {})}
     token = HubPush.objects.token_of(job)
     return {"token": token} if token else {}
 
