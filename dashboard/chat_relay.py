@@ -34,9 +34,12 @@ from workers.contract.chat import (
     from_line,
 )
 from workers.contract.chat_connections import address_file, connection_key, proof_of, short_address
+from workers.contract.errors import OutOfMemory
 
 # A model loads within seconds, and a program asks again soon.
 RETRY_SECONDS = 5
+# A model that did not fit into the memory is not loaded again before.
+MEMORY_SECONDS = 30
 POLL_SECONDS = 0.5
 # Until a request is accepted, and between two parts of an answer that waits for its turn.
 ACCEPT_SECONDS, SILENT_SECONDS = 60.0, 300.0
@@ -84,9 +87,11 @@ class ChatInvalid(ChatFailed):
 
 
 class ChatUnavailable(ChatFailed):
-    """No answer now: starting, waiting, busy or without a worker. 503 with `Retry-After: retry_after`."""
+    """No answer now: starting, waiting, busy, or without worker or memory. 503 with `Retry-After`."""
 
-    retry_after = RETRY_SECONDS
+    def __init__(self, code: str, message: str, retry_after: int = RETRY_SECONDS) -> None:
+        super().__init__(code, message)
+        self.retry_after = retry_after
 
 
 class ChatBroken(ChatFailed):
@@ -255,7 +260,7 @@ async def _ask_to_hand_over(base: BaseModel) -> None:
 async def request_engine(base: BaseModel, by: User | None) -> EngineState:
     """Queue the inference job of a base model if none is open, and return its state.
 
-    Raises ChatInvalid for a base model that is not ready, and ChatBroken with the job's error if it failed.
+    Raises ChatInvalid for a base model that is not ready, and ChatUnavailable if it did not fit just now.
     """
     if base.has_operator_server:
         return EngineState.READY
@@ -267,7 +272,8 @@ async def request_engine(base: BaseModel, by: User | None) -> EngineState:
 async def starting_states(base: BaseModel, by: User | None) -> AsyncIterator[EngineState]:
     """Queue the inference job if none is open, and yield each of its states until it is ready.
 
-    Raises ChatInvalid for a base model that is not ready, and ChatBroken if the job fails or is stopped.
+    Raises ChatInvalid for a base model that is not ready, ChatUnavailable if it does not fit into the memory,
+    and ChatBroken if the job fails in another way or is stopped.
     """
     if base.has_operator_server:
         yield EngineState.READY
@@ -293,7 +299,10 @@ def _request_in_thread(base: BaseModel, by: User | None, known: int | None) -> t
     try:
         if not base.is_ready:
             raise ChatInvalid("base_not_ready", _("This base model is not ready yet. Its page shows why."))
-        job = (known and Job.objects.filter(pk=known).first()) or base.serve(by)
+        job = (known and Job.objects.filter(pk=known).first()) or base.job_without_memory(MEMORY_SECONDS)
+        job = job or base.serve(by)
+        if job.error_code == OutOfMemory.code:
+            raise ChatUnavailable(job.error_code, job.error_message, MEMORY_SECONDS)
         if job.is_over and job.state != State.SUCCEEDED:
             message = job.error_message or _("The model was stopped on the page Workers and queue.")
             raise ChatBroken(job.error_code or "stopped", message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.accounts.project import Project, SharedQuerySet
 from dashboard.models.jobs.job import Job
-from dashboard.models.jobs.job_state import State
+from dashboard.models.jobs.job_state import State, db_now
+from workers.contract.errors import OutOfMemory
 from workers.contract.specs import BaseSpec, InspectSpec, ServeSpec, to_dict
 from workers.target_modules.census import CENSUS_VERSION, Census
 
@@ -179,6 +180,15 @@ class BaseModel(models.Model):
                 BaseModel.objects.filter(pk=self.pk).update(serving_job=job)
             self.serving_job = job
         return job
+
+    def job_without_memory(self, seconds: float) -> Job | None:
+        """Return the newest job that answers prompts with it if it ended for lack of memory just now."""
+        recent = Job.objects.filter(
+            state=State.FAILED,
+            error_code=OutOfMemory.code,
+            finished_at__gt=db_now(timedelta(seconds=-seconds)),
+        )
+        return recent.filter(served_base_models=self.pk).first()
 
     def serve_spec(self) -> ServeSpec:
         """Return the spec of its inference job, with the limits of this installation."""

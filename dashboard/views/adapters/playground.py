@@ -6,7 +6,7 @@ from django.http import Http404, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET, require_POST
 
-from dashboard.chat_relay import ChatInvalid, request_engine
+from dashboard.chat_relay import ChatFailed, request_engine
 from dashboard.forms.adapters import PreferenceForm, PromptForm
 from dashboard.forms.prompt_sets import SavedPromptForm
 from dashboard.forms.try_outs import TryOutLinkForm
@@ -51,7 +51,7 @@ async def start(request: Request) -> HttpResponse:
         return JsonResponse({"error": "unknown"}, status=422)
     try:
         state = await request_engine(base, request.user)
-    except ChatInvalid as refusal:
+    except ChatFailed as refusal:
         return JsonResponse({"error": refusal.code, "text": refusal.message}, status=422)
     return JsonResponse({"state": state.value})
 

@@ -10,9 +10,19 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.html import escape
 
-from dashboard.models import Adapter, BaseModel, Dataset, EvaluationItem, Job, Project, TrainingRun, User
+from dashboard.models import (
+    Adapter,
+    BaseModel,
+    Dataset,
+    EvaluationItem,
+    Job,
+    Project,
+    State,
+    TrainingRun,
+    User,
+)
 from dashboard.presenters.playground import playground, study_adapters, try_url
-from tests.conftest import make_base_model, make_dataset, make_run
+from tests.conftest import finish, make_base_model, make_dataset, make_run
 from tests.dashboard.conftest import publish
 from tests.dashboard.routes import publish_adapter
 from tests.dashboard.studies.comparisons import score
@@ -165,6 +175,15 @@ def test_a_wrong_prompt_is_refused(
     values = {"base": adapter.base_model_id, "column": "base"} | wrong
     assert send(client, **values).status_code == 422
     assert not Job.objects.filter(kind=Job.Kind.SERVE).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_model_without_memory_says_so(client: Client, vera: User, adapter: Adapter) -> None:
+    base = adapter.base_model
+    finish(base.serve(), State.FAILED, error_code="out_of_memory", error_message="Too little memory.")
+    client.force_login(vera)
+    started = send(client, "playground-start", base=base.pk)
+    assert (started.status_code, started.json()["error"]) == (422, "out_of_memory")
 
 
 def test_models_of_another_project_are_refused(client: Client, vera: User, foreign: Adapter) -> None:

@@ -7,6 +7,7 @@ answers that a real one does not give on request.
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import openai
@@ -14,7 +15,9 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletion
 
-from dashboard.models import Adapter, ApiToken, BaseModel, Job, Project, User
+from dashboard.models import Adapter, ApiToken, BaseModel, Job, Project, State, User
+from dashboard.models.jobs.job_state import db_now
+from tests.conftest import finish
 from tests.dashboard.openai.scripted_engine import HELLO, engine
 from tests.openai_client import AsgiTransport, Connect, client_of
 from workers.contract.chat import ChatEvent, Refused
@@ -57,6 +60,23 @@ def test_defaults_are_those_of_openai(client: OpenAI, base_model: BaseModel) -> 
     first, second = (request.settings for request in asked.requests)
     assert (first.temperature, first.top_p, first.max_tokens) == (1, 1, 512)
     assert first.seed != second.seed
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_model_without_memory_is_tried_again_later(client: OpenAI, base_model: BaseModel) -> None:
+    job = finish(
+        base_model.serve(), State.FAILED, error_code="out_of_memory", error_message="Too little memory."
+    )
+    for _number in range(2):
+        with pytest.raises(openai.InternalServerError) as refused:
+            chat(client)
+        assert (refused.value.status_code, refused.value.code) == (503, "out_of_memory")
+        assert refused.value.response.headers["Retry-After"] == "30"
+    assert Job.objects.get(kind=Job.Kind.SERVE) == job, "it is not loaded again at once"
+    Job.objects.update(finished_at=db_now(timedelta(seconds=-31)))
+    with pytest.raises(openai.InternalServerError) as refused:
+        chat(client)
+    assert refused.value.code != "out_of_memory"
 
 
 def test_roles_and_parts_are_translated(client: OpenAI, base_model: BaseModel) -> None:
