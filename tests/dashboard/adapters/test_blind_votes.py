@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -124,9 +125,11 @@ def test_compare_shows_the_preference_of_its_runs(client: Client, vera: User, ad
     client.force_login(vera)
     address = f"{reverse('compare')}?runs={adapter.run_id}"
     assert 'id="preferences"' not in client.get(address).content.decode()
-    for number in range(4):
-        compare(adapter, vera, str(number)).cast("a")
+    for number, choice in enumerate("aaab"):
+        compare(adapter, vera, str(number)).cast(choice)
     shown = client.get(address)
-    assert 'id="preferences"' in shown.content.decode()
     row = shown.context["preferences"][0]
-    assert (row["first"], row["second"], row["votes"].share) == (str(adapter), "Base model", 1.0)
+    assert (row["first"], row["second"], row["votes"].share) == (str(adapter), "Base model", 0.75)
+    card = shown.text.partition('id="preferences"')[2]
+    # Wilson's interval of 3 in 4.
+    assert re.findall(r">(.*?)</td>", card)[:2] == ["75.0 %", "30.1 % – 95.4 %"]

@@ -153,6 +153,22 @@ def test_try_it_takes_adapters_of_one_base(adapter: Adapter, foreign: Adapter) -
     assert try_url([]) == ""
 
 
+def test_pages_of_adapter_run_and_comparison_link_to_its_columns(
+    client: Client, project: Project, dataset: Dataset, base_model: BaseModel, vera: User
+) -> None:
+    first, second = (publish(make_run(project, dataset, base_model, name=name)) for name in ("Ash", "Beech"))
+    compared = f"{reverse('compare')}?runs={first.run_id},{second.run_id}"
+    one, both = ("base", first.pk), ("base", first.pk, second.pk)
+    client.force_login(vera)
+    for address, columns in (
+        (first.get_absolute_url(), one),
+        (first.run.get_absolute_url(), one),
+        (compared, both),
+    ):
+        query = urlencode({"column": columns}, doseq=True)
+        assert f'href="{escape(reverse("playground"))}?{escape(query)}"' in client.get(address).text
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
