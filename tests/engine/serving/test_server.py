@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -149,6 +151,23 @@ def test_an_unknown_adapter_is_refused(engine: Engine) -> None:
     assert refusal(engine.answer(adapter="f" * 64)) == "adapter_missing"
 
 
+def test_an_adapter_whose_files_are_deleted_ends_its_answer_and_begins_no_other(
+    engine: Engine, folder: Path
+) -> None:
+    name = "4" * 64
+    shutil.copytree(folder / "adapters" / ("1" * 64), folder / "adapters" / name)
+    with engine.chat(adapter=name, max_tokens=LONG) as events:
+        assert isinstance(next(events), Accepted)
+        assert isinstance(next(events), Text)
+        shutil.rmtree(folder / "adapters" / name)
+        assert refusal(engine.answer(adapter=name)) == "adapter_missing"
+        *_, last = events
+    assert isinstance(last, End)
+    assert last.tokens == LONG
+    assert refusal(engine.answer(adapter=name)) == "adapter_missing"
+    assert isinstance(engine.answer(max_tokens=1)[-1], End)
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -220,3 +239,17 @@ def test_it_ends_by_itself_when_another_model_waits(another: Engine) -> None:
     *_, result, finished = [from_line(line) for line in another.process.stdout]
     assert result == Result({"chats": 1, "tokens": 2})
     assert finished == Finished("done")
+
+
+def test_it_stays_while_it_answers_and_ends_by_itself_afterwards(spec: ServeSpec, tmp_path: Path) -> None:
+    idle_seconds = 1.5
+    brief = replace(spec, socket=str(tmp_path / "run" / "base.sock"), idle_seconds=idle_seconds)
+    with run_engine(brief, tmp_path) as engine, contextlib.ExitStack() as stack:
+        # Two answers of this length do not fit at a time, so the last request is older than the limit at its end.
+        chats = [stack.enter_context(engine.chat(max_tokens=900)) for _number in range(3)]
+        began = time.monotonic()
+        assert all(isinstance(list(events)[-1], End) for events in chats)
+        assert time.monotonic() - began > idle_seconds
+        assert engine.process.wait(timeout=30) == 0
+        assert engine.process.stdout
+        assert from_line(engine.process.stdout.readlines()[-1]) == Finished("done")
