@@ -245,7 +245,7 @@ def test_it_stays_while_it_answers_and_ends_by_itself_afterwards(spec: ServeSpec
     idle_seconds = 1.5
     brief = replace(spec, socket=str(tmp_path / "run" / "base.sock"), idle_seconds=idle_seconds)
     with run_engine(brief, tmp_path) as engine, contextlib.ExitStack() as stack:
-        # Two answers of this length do not fit at a time, so the last request is older than the limit at its end.
+        # Only one answer of this length fits at a time, so the last request is long past at its end.
         chats = [stack.enter_context(engine.chat(max_tokens=900)) for _number in range(3)]
         began = time.monotonic()
         assert all(isinstance(list(events)[-1], End) for events in chats)
