@@ -142,6 +142,7 @@ urlpatterns = [
     path("shared/<str:secret>/", share_links.open, name="share-link-open"),
     # Compare
     path("compare/", compare.index, name="compare"),
+    path("compare/answers/", compare.items, name="compare-items"),
     path("compare/curves/", compare.loss_curves, name="compare-curves"),
     path("compare/runs/", compare.offered, name="compare-runs"),
     path("compare/compare.csv", compare.export, name="compare-csv"),

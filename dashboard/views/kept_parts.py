@@ -16,8 +16,8 @@ from django.utils.translation import get_language
 
 S = TypeVar("S")
 T = TypeVar("T")
-# A fifth of a page, before tags of templates; in values of rows < is escaped.
-INDENTATION = re.compile(r"\n\s+(?=<)")
+# A fifth of a page. Before tags it is of templates; in values of rows < is escaped.
+INDENTATION, LINE_ENDS = re.compile(r"\n\s+(?=<)"), re.compile(r"\s*\n\s*")
 
 
 class KeptParts(Generic[S]):
@@ -43,10 +43,20 @@ class KeptParts(Generic[S]):
             caches["rendered"].set(key, found)
         return cast("T", found[0])
 
-    def part(self, template: str, context: Callable[[S], dict[str, Any]], *choices: object) -> SafeString:
-        """Return a part of a page. It may show nothing of the reader but the address and `choices`."""
+    def part(
+        self,
+        template: str,
+        context: Callable[[S], dict[str, Any]],
+        *choices: object,
+        has_texts: bool = True,
+    ) -> SafeString:
+        """Return a part of a page. It may show nothing of the reader but the address and `choices`.
+
+        Without texts of several lines its own lines need no indentation.
+        """
 
         def render(subject: S) -> str:
-            return INDENTATION.sub("\n", render_to_string(template, context(subject), self.request))
+            text = render_to_string(template, context(subject), self.request)
+            return (INDENTATION if has_texts else LINE_ENDS).sub("\n", text)
 
         return SafeString(self.once(template, render, self.request.GET.urlencode(), *choices))

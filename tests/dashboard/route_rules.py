@@ -116,7 +116,7 @@ RULES = {
     """,
     # No comparison without runs in the query, no vote without blind answers; their own tests cover them.
     "?00000-": """
-        GET compare-json compare-curves
+        GET compare-json compare-curves compare-items
         POST playground-vote
     """,
     # API: tokens of the object's project.

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import models
 from django.utils import timezone
@@ -17,6 +18,7 @@ from django.utils.translation import gettext as _
 
 from dashboard.models.accounts.project import Project
 from dashboard.models.jobs.job import Job
+from dashboard.models.jobs.job_event import JobEvent
 from dashboard.models.jobs.job_state import State
 from dashboard.models.jobs.queue_order import WaitingJob, whole_claim_order
 from dashboard.models.jobs.worker_node import WorkerNode
@@ -89,35 +91,57 @@ class QueueForecast:
         cls, queues: Iterable[str] = Job.Queue.values, *, also: WaitingJob | None = None
     ) -> QueueForecast:
         """Read the present state in a fixed number of queries for all queues. `also` is added to each."""
-        queues = list(queues)
+        queues = sorted(queues)
         if not queues:
             return cls({}, {})
-        waiting: dict[str, dict[int, WaitingJob]] = {
-            queue: {also.pk: also} if also else {} for queue in queues
-        }
-        kinds: dict[int, str] = {}
-        forecasts: Counter[int] = Counter()
-        rows = Job.objects.waiting(*queues).values_list(
-            "queue", "pk", "priority", "project", "kind", "training_runs__forecast_seconds"
-        )
-        # One query for order and durations: a thousand jobs may wait.
-        for queue, pk, priority, project, kind, seconds in rows:
-            waiting[queue][pk] = WaitingJob(pk, priority, project, kind)
-            kinds[pk] = kind
-            forecasts[pk] += seconds or 0
+        waiting, kinds, seconds = waiting_jobs(tuple(queues), newest_change(queues))
+        if also:
+            waiting = {queue: (*jobs, also) for queue, jobs in waiting.items()}
         if not any(waiting.values()):
             return cls(dict.fromkeys(queues, ()), {})
+        forecasts = Counter(seconds)
         live = live_jobs(queues, forecasts)
         last_starts = Job.objects.last_starts(queues)
         order = {
             queue: whole_claim_order(
-                tuple(waiting[queue].values()),
+                waiting[queue],
                 tuple(job.project_id for job in live if job.queue == queue),
                 tuple(last_starts[queue].items()),
             )
             for queue in queues
         }
         return cls(order, estimate_starts(order, live, kinds, forecasts))
+
+
+def newest_change(queues: list[str]) -> tuple[Any, ...]:
+    """Return what differs whenever other jobs wait in these queues, or in another order."""
+    event = JobEvent.objects.order_by("-pk").values_list("pk", "created_at").first()
+    facts = Job.objects.waiting(*queues).aggregate(
+        models.Count("pk"), models.Max("pk"), models.Sum("priority")
+    )
+    return event, *facts.values()
+
+
+@lru_cache(maxsize=8)
+def waiting_jobs(
+    queues: tuple[str, ...], _newest_change: tuple[Any, ...]
+) -> tuple[dict[str, tuple[WaitingJob, ...]], dict[int, str], dict[int, int]]:
+    """Return the waiting jobs by queue, their kinds, and the seconds that their runs are expected to take.
+
+    Each change of a job writes an event, so a thousand jobs are read once per change and not per request.
+    """
+    waiting: dict[str, dict[int, WaitingJob]] = {queue: {} for queue in queues}
+    kinds: dict[int, str] = {}
+    forecasts: Counter[int] = Counter()
+    rows = Job.objects.waiting(*queues).values_list(
+        "queue", "pk", "priority", "project", "kind", "training_runs__forecast_seconds"
+    )
+    # One query for order and durations.
+    for queue, pk, priority, project, kind, seconds in rows:
+        waiting[queue][pk] = WaitingJob(pk, priority, project, kind)
+        kinds[pk] = kind
+        forecasts[pk] += seconds or 0
+    return {queue: tuple(jobs.values()) for queue, jobs in waiting.items()}, kinds, dict(forecasts)
 
 
 def estimate_next_start(queue: str, project: Project | None) -> StartEstimate | None:

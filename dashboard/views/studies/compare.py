@@ -73,7 +73,9 @@ def compared_context(request: Request, keys: list[int]) -> dict[str, Any]:
     """Return what the page shows of chosen runs; it is read and drawn anew when one of their rows changes."""
     parts = KeptParts(request, runs_fingerprint(keys), lambda: chosen(request))
     return {
-        "comparison": parts.part("studies/compare/_comparison.html", partial(measured_context, request)),
+        "comparison": parts.part(
+            "studies/compare/_comparison.html", partial(measured_context, request), has_texts=False
+        ),
         "try_url": parts.once("try_url", adapters_url, keys),
     }
 
@@ -97,6 +99,19 @@ def offered_context(request: Request, keys: list[int], limit: int) -> dict[str, 
     runs = runs.select_related("job", "target_module_config", "dataset_version__dataset")
     runs = runs.defer("spec", "forecast", "measured", "job__spec", "dataset_version__report")
     return {"offered": runs.order_by("-pk")[:limit], "chosen": keys}
+
+
+@require_GET
+def items(request: Request) -> HttpResponse:
+    """Show the answers of one chosen arm beside another's, row by row."""
+    runs = chosen(request)
+    study = study_of(request, runs) if runs else None
+    found = items_context(request, study) if study else {}
+    if not found:
+        raise Http404
+    return render(
+        request, "studies/compare/items.html", {"study": study, "address": address_of(request), **found}
+    )
 
 
 @require_GET
@@ -136,7 +151,7 @@ def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any
         "preferences": preference_table(runs),
         "has_curves": any(one["train"] or one["validation"] for one in losses),
     }
-    return context | verdict_context(request, study, runs) | items_context(request, study)
+    return context | verdict_context(request, study, runs)
 
 
 def study_of(request: Request, runs: list[TrainingRun]) -> UnsavedStudy:
@@ -239,7 +254,7 @@ def other_choices(request: Request, *own: str) -> list[tuple[str, str]]:
 
 def address_of(request: Request) -> str:
     """Return the known parameters of the page as a query."""
-    return known_parameters(request.GET).urlencode()
+    return known_parameters(request.GET).urlencode(safe=",")
 
 
 def known_parameters(query: QueryDict) -> QueryDict:

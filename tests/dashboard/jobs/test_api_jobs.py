@@ -47,7 +47,7 @@ def test_queries_of_the_list_are_constant(
     for number in range(rows):
         make_dataset(project, f"Set {number}", ready=False)
     api.get(JOBS)
-    with django_assert_num_queries(11):
+    with django_assert_num_queries(12):
         assert len(api.get(f"{JOBS}?limit=200").json()["data"]) == rows
 
 

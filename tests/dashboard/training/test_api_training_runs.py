@@ -298,5 +298,5 @@ def test_the_number_of_queries_does_not_grow(
     for _number in range(30):
         MetricSeries.objects.append(make_run(project, dataset, base_model), "train/loss", [(1, 2.0)])
     api.get(RUNS)
-    with django_assert_num_queries(10):
+    with django_assert_num_queries(11):
         assert len(api.get(f"{RUNS}?limit=200").json()["data"]) == 30

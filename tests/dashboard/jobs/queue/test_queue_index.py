@@ -159,7 +159,7 @@ def test_queries_do_not_grow_with_the_jobs(
     )
     client.force_login(mara)
     board(client)
-    with django_assert_num_queries(17):
+    with django_assert_num_queries(18):
         board(client)
 
 

@@ -32,9 +32,9 @@ def query(runs: list[TrainingRun], more: str = "") -> str:
     return f"?runs={','.join(str(run.pk) for run in runs)}{more}"
 
 
-def page(client: Client, user: User, runs: list[TrainingRun], more: str = "") -> str:
+def page(client: Client, user: User, runs: list[TrainingRun], more: str = "", route: str = "compare") -> str:
     client.force_login(user)
-    response = client.get(reverse("compare") + query(runs, more))
+    response = client.get(reverse(route) + query(runs, more))
     assert response.status_code == 200
     return response.content.decode()
 
@@ -43,10 +43,10 @@ def rows_shown(text: str) -> list[int]:
     return [int(row) for row in re.findall(r'data-label="Row">(\d+)</td>', text)]
 
 
-def test_page_shows_verdict_figures_and_rows(client: Client, vera: User, runs: list[TrainingRun]) -> None:
+def test_page_shows_verdict_and_figures(client: Client, vera: User, runs: list[TrainingRun]) -> None:
     text = page(client, vera, runs)
     order = ["is better than Low", 'id="plot-intervals"', 'id="plot-pareto"', "Differences to Low"]
-    order += ['id="settings"', 'id="curve-1"', "Row by row"]
+    order += ['id="settings"', 'id="curve-1"']
     places = [text.index(words) for words in order]
     assert places == sorted(places)
     assert "ChosenArm" not in text
@@ -63,7 +63,8 @@ def test_query_sets_reference_and_metric(client: Client, vera: User, runs: list[
 
 
 def test_forms_keep_the_other_choices(client: Client, vera: User, runs: list[TrainingRun]) -> None:
-    text = page(client, vera, runs, "&metric=loss&show=differences&x=tokens&cost=seconds&evil=1")
+    query = "&metric=loss&show=differences&x=tokens&cost=seconds&evil=1"
+    text = page(client, vera, runs, query) + page(client, vera, runs, query, "compare-items")
     for name, value in (("show", "differences"), ("x", "tokens"), ("cost", "seconds"), ("metric", "loss")):
         assert f'type="hidden" name="{name}" value="{value}"' in text, name
     assert 'name="evil"' not in text
@@ -73,7 +74,17 @@ def test_forms_keep_the_other_choices(client: Client, vera: User, runs: list[Tra
 def test_malformed_choices_have_defaults(
     client: Client, vera: User, runs: list[TrainingRun], more: str
 ) -> None:
-    assert "High" in page(client, vera, runs, more)
+    for route in ("compare", "compare-items"):
+        assert "High" in page(client, vera, runs, more, route)
+
+
+def test_without_runs_or_scores_there_are_no_answers(
+    client: Client, vera: User, runs: list[TrainingRun]
+) -> None:
+    client.force_login(vera)
+    runs[1].evaluations.all().delete()
+    for asked in ("", f"?runs={runs[1].pk}"):
+        assert client.get(reverse("compare-items") + asked).status_code == 404
 
 
 def test_rows_are_filtered_by_the_better_side(client: Client, vera: User, runs: list[TrainingRun]) -> None:
@@ -82,7 +93,7 @@ def test_rows_are_filtered_by_the_better_side(client: Client, vera: User, runs: 
         for share, seeds in ((0.3, (1, 2, 3)), (0.9, (4, 5, 6)))
     )
     worse = {int(row) for row in np.flatnonzero(low > high) + 1}
-    text = page(client, vera, runs, "&won=losses")
+    text = page(client, vera, runs, "&won=losses", "compare-items")
     assert set(rows_shown(text)) == worse
     won, lost = int((high > low).sum()), len(worse)
     assert f"on {won} rows, worse on {lost}, the same on {60 - won - lost}" in text
@@ -90,11 +101,13 @@ def test_rows_are_filtered_by_the_better_side(client: Client, vera: User, runs: 
 
 def test_arm_is_shown_beside_the_base_model(client: Client, vera: User, runs: list[TrainingRun]) -> None:
     base = runs[-1].evaluations.get(subject="base")
-    text = page(client, vera, runs, f"&arm={runs[0].pk}&beside=base-{base.pk}&sort=low&won=wins")
+    chosen = f"&arm={runs[0].pk}&beside=base-{base.pk}&sort=low&won=wins"
+    text = page(client, vera, runs, chosen, "compare-items")
     means = np.array([rights(0.3, seed=seed) for seed in (1, 2, 3)]).mean(axis=0)
     won = [int(row) + 1 for row in np.argsort(means, kind="stable") if means[row] > 0]
     assert rows_shown(text) == won[:20]
     assert f"Low #{runs[0].pk} did better than Tiny on {len(won)} rows, worse on 0" in text
+    text = page(client, vera, runs, chosen)
     for name, value in (("beside", f"base-{base.pk}"), ("sort", "low"), ("won", "wins")):
         assert f'type="hidden" name="{name}" value="{value}"' in text, name
 
