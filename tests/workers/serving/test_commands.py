@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +90,33 @@ def test_a_slot_holds_both_matrices_of_every_adapted_layer() -> None:
 def test_llama_cpp_and_ollama_name_the_gguf_file() -> None:
     assert options(llama_cpp_command("it's v1.gguf"))[-2:] == ["--lora", "it's v1.gguf"]
     assert "ADAPTER ./triage-v1.gguf\n" in ollama_files("triage-v1", "triage-v1.gguf")
+
+
+@pytest.mark.proof
+def test_vllm_parses_the_commands() -> None:
+    if not (python := os.environ.get("VLLM_PYTHON")):
+        pytest.skip("VLLM_PYTHON names no Python with vLLM.")
+    commands = [
+        vllm_command("org/base", "abc", "llama", [OUTPUT]),
+        vllm_command("./base model", "", "qwen2", [OUTPUT, ALL], in_4bit=True),
+        vllm_command("org/base", "", "phi", [ServedAdapter("a", "a", frozenset({"dense"}), 512)]),
+    ]
+    program = Path(__file__).parents[2] / "proof/vllm_arguments.py"
+    done = subprocess.run([python, program], input="\0".join(commands), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, several, unknown = map(json.loads, done.stdout.splitlines()[-3:])
+    assert one == {
+        "model": "org/base",
+        "adapters": {"triage-v1": "./triage-v1"},
+        "rank": 16,
+        "modules": ["o_proj"],
+        "loads_adapters": True,
+        "slots": 1,
+        "revision": "abc",
+        "quantization": None,
+    }
+    assert several["adapters"] == {"triage-v1": "./triage-v1", "it's all": "./all-v2"}
+    assert several["modules"] == ["gate_up_proj", "o_proj", "qkv_proj"]
+    assert (several["model"], several["rank"], several["slots"]) == ("./base model", 32, 2)
+    assert several["quantization"] == "bitsandbytes"
+    assert (unknown["modules"], unknown["rank"]) == (None, 512)
