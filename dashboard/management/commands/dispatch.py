@@ -277,5 +277,5 @@ def wake(job: int, queue: str) -> None:
 
 def ping_broker() -> None:
     """Ping the broker once. Raises an error if it does not answer within the socket's time limit."""
-    with app.pool.acquire(block=True) as connection, connection.channel() as channel:  # type: ignore[operator, misc]
-        channel.client.ping()
+    with app.connection_for_write() as connection, connection.channel() as channel:
+        channel.client.ping()  # type: ignore[attr-defined]
