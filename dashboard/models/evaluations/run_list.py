@@ -10,6 +10,8 @@ from django.utils.translation import gettext_lazy
 from dashboard.models.accounts.project import Project
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.catalog.metrics import METRICS
+from dashboard.models.evaluations.run_score import RunScore
+from dashboard.models.training.metric_series import MetricSeries
 from dashboard.models.training.training_run import TrainingRun, TrainingRunQuerySet
 
 STATES = {
@@ -67,13 +69,16 @@ class RunFilter:
         """Return the runs that have the metric, within its limits."""
         if not self.metric:
             return runs
-        relation, name, value = metric_columns(self.metric)
-        limits = {f"{relation}__{name}": self.metric, f"{relation}__{value}__isnull": False}
+        _relation, name, value = metric_columns(self.metric)
+        rows: type[models.Model] = MetricSeries if "/" in self.metric else RunScore
+        limits: dict[str, object] = {name: self.metric, f"{value}__isnull": False}
         if self.low is not None:
-            limits[f"{relation}__{value}__gte"] = self.low
+            limits[f"{value}__gte"] = self.low
         if self.high is not None:
-            limits[f"{relation}__{value}__lte"] = self.high
-        return runs.filter(**limits)
+            limits[f"{value}__lte"] = self.high
+        # Beside a join in another order, databases would sort every run that matches.
+        found = rows._default_manager.filter(run=models.OuterRef("pk"), **limits)
+        return runs.filter(models.Exists(found))
 
 
 @dataclass(frozen=True)
