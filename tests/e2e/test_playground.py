@@ -107,9 +107,15 @@ def test_closing_the_tab_frees_its_slots(
     page: Page, address: str, installation: Installation, measured: Callable[[str], None]
 ) -> None:
     page.goto(address)
-    send(page, "A", 2000)
-    until(lambda: page.locator("[data-answer]").first.text_content() != "", "the first tokens", 120)
-    until(lambda: chats(installation) == 2, "two answers", 30)
+    # By chance an answer of the tiny model ends at once; one that goes on for a second goes on for long.
+    for prompt in "ABCDEFGHIJKLMNOPQRST":
+        send(page, prompt, 2000)
+        until(lambda: page.locator("[data-answer]").first.text_content() != "", "the first tokens", 120)
+        time.sleep(1)
+        if chats(installation):
+            break
+        page.locator("#playground-stop").wait_for(state="hidden")
+    assert chats(installation), "an answer that goes on"
     page.close()
     closed = time.monotonic()
     until(lambda: chats(installation) == 0, "free slots", 30)
