@@ -168,7 +168,8 @@ django.setup()
 from workers.supervision import forked_engine
 forked_engine.LIBRARIES = ("json",)
 forked_engine.FORKED[sys.argv[1]] = sys.argv[1]
-engine = forked_engine.ForkingPopen([sys.executable, "-m", sys.argv[1]], stdin=subprocess.PIPE)
+command = [sys.executable, "-m", sys.argv[1]]
+engine = forked_engine.ForkingPopen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 print(engine.pid, forked_engine._servers[0].process.pid, flush=True)
 engine.wait()
 """
@@ -178,8 +179,11 @@ def test_server_and_engine_end_with_their_owner() -> None:
     command = [sys.executable, "-c", OWNER, PROGRAM]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=settings.BASE_DIR) as owner:
         assert owner.stdout is not None
-        family = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()]
-        assert [process.ppid() for process in family] == [owner.pid, owner.pid]
-        owner.kill()
+        try:
+            family = [psutil.Process(int(pid)) for pid in owner.stdout.readline().split()]
+            assert [process.ppid() for process in family] == [owner.pid, owner.pid]
+        finally:
+            # Otherwise a failed assertion would wait for the owner, which waits for its engine.
+            owner.kill()
     _gone, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
