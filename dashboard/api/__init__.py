@@ -26,7 +26,7 @@ from dashboard.api.accounts import invitations, me, memberships, tokens
 from dashboard.api.catalog import base_models, datasets, target_module_configs
 from dashboard.api.jobs import compute_budgets, jobs, workers
 from dashboard.api.reference import Reference
-from dashboard.api.training import forecast, training_runs
+from dashboard.api.training import curves, forecast, training_runs
 from dashboard.gate import require_readable_form
 
 KEY_HEADER = {
@@ -108,6 +108,7 @@ api.add_router("/base-models", base_models.router, tags=["Base models"])
 api.add_router("/target-module-configs", target_module_configs.router, tags=["Target modules"])
 api.add_router("/datasets", datasets.router, tags=["Datasets"])
 api.add_router("/runs", training_runs.router, tags=["Runs"])
+api.add_router("/curves", curves.router, tags=["Runs"])
 api.add_router("/forecast", forecast.router, tags=["Runs"])
 api.add_router("/studies", studies.router, tags=["Studies"])
 api.add_router("/adapters", adapters.router, tags=["Adapters"])

@@ -25,8 +25,13 @@ Time = Annotated[
 
 
 def write(values: dict[str, Any]) -> HttpResponse:
-    """Return plain values with exactly the fields of a long answer as JSON, without a check of each."""
-    return HttpResponse(pydantic_core.to_json(values), content_type="application/json; charset=utf-8")
+    """Return plain values with exactly the fields of a long answer as JSON, without a check of each.
+
+    NaN and infinity, which JSON does not have, become null.
+    """
+    return HttpResponse(
+        pydantic_core.to_json(values, inf_nan_mode="null"), content_type="application/json; charset=utf-8"
+    )
 
 
 class Answer(pydantic.BaseModel):

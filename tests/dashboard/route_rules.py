@@ -125,7 +125,7 @@ RULES = {
         GET api:target-module-config-index api:dataset-detail api:dataset-versions api:dataset-preview
         GET api:training-run-detail api:training-run-metrics api:training-run-metric-series
         GET api:training-run-evaluations api:training-run-samples api:training-run-events
-        GET api:training-run-log api:study-detail api:study-export api:adapter-detail
+        GET api:training-run-log api:curve-index api:study-detail api:study-export api:adapter-detail
         GET api:adapter-download api:export-detail api:export-download api:push-detail
         GET api:job-detail api:job-events
         GET openai:file-detail openai:file-content openai:job-detail openai:event-index
@@ -157,6 +157,7 @@ RULES = {
 }
 QUERIES = {
     "api:training-run-metrics": "?name=train/loss",
+    "api:curve-index": "?name=train/loss&run={run}",
     "api:target-module-config-index": "?base_model={base_model}",
 }
 # Ids of the OpenAI-compatible API.

@@ -135,6 +135,20 @@ class MetricsOut(Answer):
     points: list[tuple[int, float | None]]
 
 
+class CurveOut(Answer):
+    """A run's points [step, value] of one metric, by step."""
+
+    run: int
+    points: list[tuple[int, float | None]]
+
+
+class CurvesOut(Answer):
+    """One metric of several runs."""
+
+    name: str
+    data: list[CurveOut]
+
+
 class MetricSeriesOut(Answer):
     """A metric without its points."""
 

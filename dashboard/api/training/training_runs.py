@@ -11,7 +11,6 @@ from typing import Annotated, Any, cast
 from django.core.exceptions import ValidationError as DjangoError
 from django.db import transaction
 from django.db.models import Model, Prefetch, prefetch_related_objects
-from django.utils.translation import gettext as _
 from ninja import Query, Router, Status
 
 from dashboard.api.access import Call, do_once, once
@@ -22,6 +21,7 @@ from dashboard.api.evaluations.evaluations import submit_reevaluation
 from dashboard.api.jobs import jobs
 from dashboard.api.pagination import Newest, Rows, listing
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others
+from dashboard.api.training.curves import require_known
 from dashboard.api.training.run_list import SortedRuns, listed
 from dashboard.api.training.schemas import (
     CancelIn,
@@ -56,15 +56,6 @@ from dashboard.models.jobs.stop import StopRefused, stop_run
 from dashboard.models.training.forecast import RunForecaster
 
 router = Router()
-# Curves of every run; empty before their first point.
-METRICS = (
-    "train/loss",
-    "train/learning_rate",
-    "train/grad_norm",
-    "train/tokens_per_second",
-    "validation/loss",
-    "system/memory_bytes",
-)
 LOG_LINES = 1000
 # What an answer reads of the rows that a run refers to.
 READ: dict[str, tuple[type[Model], tuple[str, ...]]] = {
@@ -294,9 +285,8 @@ def metrics(
     run = TrainingRun.objects.fetch(request.auth, pk)
     # The database may refuse unprintable characters, and no curve's name has any.
     series = run.metric_series.filter(name=name).first() if name.isprintable() else None
-    if series is None and name not in METRICS:
-        message = _("There is no metric of that name. Known: %(names)s.")
-        raise invalid("name", message % {"names": ", ".join(METRICS)})
+    if series is None:
+        require_known(name)
     points = series.points(since) if series else []
     return {"name": name, "points": [(step, finite(value)) for step, value in points]}
 
