@@ -53,11 +53,25 @@ PARAMETERS = ("runs", "metric", "reference", "cost", "show", "x", "arm", "beside
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """Show the runs of ?runs=1,2,3 (or repeated), or a list of runs; every choice is in the address."""
-    keys = [run.pk for run in chosen(request, TrainingRun.objects.only("pk"))]
+    """Show the runs of ?runs=1,2,3 (or repeated), or a list of runs; every choice is in the address.
+
+    Runs that were deleted since are named; 404 if none is left.
+    """
+    wanted = requested_keys(request)
+    visible = TrainingRun.objects.visible_to(request.user).filter(pk__in=wanted)
+    found = set(visible.values_list("pk", flat=True))
+    keys = [pk for pk in wanted if pk in found]
+    missing = [pk for pk in wanted if pk not in found]
+    if missing and not keys:
+        raise Http404
+    if missing:
+        # Every link of the page leads to the runs that are left.
+        request.GET = request.GET.copy()
+        request.GET["runs"] = ",".join(map(str, keys))
     views = SavedView.objects.filter(project=request.project, page=SavedView.Page.COMPARE)
     context = {
         "runs": keys,
+        "missing": missing,
         "query": ",".join(map(str, keys)),
         "saved_views": views,
         "address": address_of(request),
@@ -304,13 +318,20 @@ def chosen(request: Request, runs: TrainingRunQuerySet | None = None) -> list[Tr
 
     `runs`: how to read them; by default with everything that a comparison shows.
     """
-    parts = [part.strip() for text in request.GET.getlist("runs") for part in text.split(",")]
-    ids = dict.fromkeys(parse_id(part) for part in parts if part)
-    wanted = [pk for pk in ids if pk is not None]
+    wanted = requested_keys(request)
     if runs is None:
         runs = TrainingRun.objects.with_facts().with_scores().select_related("study_arm")
         runs = runs.defer("base_model__census", "job__spec")
     found = {run.pk: run for run in runs.visible_to(request.user).filter(pk__in=wanted)}
-    if len(found) < len(ids):
+    if len(found) < len(wanted):
         raise Http404
     return [found[pk] for pk in wanted]
+
+
+def requested_keys(request: Request) -> list[int]:
+    """Return the keys of the requested runs in their order; 404 for one that no run can have."""
+    parts = [part.strip() for text in request.GET.getlist("runs") for part in text.split(",")]
+    keys = dict.fromkeys(parse_id(part) for part in parts if part)
+    if None in keys:
+        raise Http404
+    return [key for key in keys if key is not None]

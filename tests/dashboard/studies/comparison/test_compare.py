@@ -10,7 +10,8 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Adapter, BaseModel, Dataset, MetricSeries, Project, TrainingRun, User
+from dashboard.models import Adapter, BaseModel, Dataset, MetricSeries, Project, SavedView, TrainingRun, User
+from dashboard.models.operations.run_deletion import delete_runs
 from tests.conftest import make_dataset, make_run
 from tests.dashboard.conftest import evaluate, publish
 
@@ -131,6 +132,22 @@ def test_page_without_query_lists_runs(client: Client, vera: User, run: Training
 def test_unknown_and_malformed_ids_get_404(client: Client, vera: User, run: TrainingRun, runs: str) -> None:
     client.force_login(vera)
     assert client.get(f"{reverse('compare')}?runs={runs}").status_code == 404
+
+
+def test_deleted_runs_are_named_beside_those_that_are_left(
+    client: Client, vera: User, project: Project, pair: list[Adapter]
+) -> None:
+    gone, left = runs_of(pair)
+    saved = SavedView.objects.create(project=project, name="Both", query=f"runs={gone.pk},{left.pk}")
+    delete_runs(project, [gone.pk])
+    client.force_login(vera)
+    text = client.get(saved.get_absolute_url()).content.decode()
+    assert f"Run #{gone.pk} is missing here" in text
+    assert left.name in text
+    # What the page offers names no run that would answer 404.
+    assert f'href="{address(left, route="compare-csv")}"' in text
+    assert client.get(address(gone, left, route="compare-csv")).status_code == 404
+    assert client.get(address(gone)).status_code == 404
 
 
 def test_outsider_gets_404(client: Client, otto: User, run: TrainingRun) -> None:
