@@ -61,7 +61,17 @@ def sweep() -> Iterator[None]:
     if WorkerNode.objects.leading().with_wrong_clock(CLOCK_SECONDS).exists():
         logger.warning("no file is deleted: this machine's clock differs too much from the database's")
         return
-    for part in (partial_deletions, work_folders, checkpoints, logs, uploads, archives, exports, orphans):
+    for part in (
+        partial_deletions,
+        work_folders,
+        checkpoints,
+        logs,
+        calls,
+        uploads,
+        archives,
+        exports,
+        orphans,
+    ):
         try:
             yield from part()
         except OSError as error:
@@ -168,6 +178,14 @@ def trim(path: Path, limit: int) -> None:
         log.seek(end)
         log.write(LOG_GAP + tail)
         log.truncate()
+
+
+def calls() -> Iterator[None]:
+    """Delete the counts of tokens that have not been used for a day; a count is of the last minute."""
+    for path in entries("run/calls"):
+        if age(path) > DAY:
+            erase(path)
+        yield
 
 
 def uploads() -> Iterator[None]:

@@ -185,6 +185,13 @@ def test_prepared_downloads_are_deleted_after_a_week(db: None) -> None:
     assert (old.exists(), new.exists()) == (False, True)
 
 
+def test_counts_of_unused_tokens_are_deleted_after_a_day(db: None) -> None:
+    old, new = (make("run", "calls", f"reads-{digest}", folder=False) for digest in ("aa", "bb"))
+    os.utime(new)
+    clear()
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 def test_orphaned_folder_is_deleted_after_a_day(db: None) -> None:
     adapter = begin(Publication.Kind.ADAPTER, "aa" * 32, 2 * DAY)
     dataset = begin(Publication.Kind.DATASET, "bb" * 32, 2 * DAY)
