@@ -2,6 +2,8 @@
 
 import { draw } from "./line_chart.js";
 
+/* global htmx */
+
 function drawAll(within) {
   for (const element of within.querySelectorAll("[data-curves]")) {
     draw(element, JSON.parse(document.getElementById(element.dataset.curves).textContent).series);
@@ -12,3 +14,15 @@ function drawAll(within) {
 
 drawAll(document);
 document.body.addEventListener("htmx:load", (event) => drawAll(event.detail.elt));
+
+// The browser prints what the page holds when this event ends, so it waits for what is fetched on scrolling.
+window.addEventListener("beforeprint", () => {
+  for (const element of document.querySelectorAll("[hx-trigger=revealed]")) {
+    htmx.trigger(element, "htmx:abort");
+    const request = new XMLHttpRequest();
+    request.open("GET", element.getAttribute("hx-get"), false);
+    request.send();
+    if (request.status === 200) element.outerHTML = request.responseText;
+  }
+  drawAll(document);
+});

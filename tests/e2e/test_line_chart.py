@@ -1,4 +1,4 @@
-"""A line chart's names: each is readable, also where lines meet."""
+"""Line charts: each name is readable, also where lines meet, and paper has the curves of a comparison."""
 
 from __future__ import annotations
 
@@ -46,3 +46,11 @@ def test_names_at_line_ends_do_not_cover_each_other(
         apart = abs(one["y"] - other["y"]) >= 12
         beside = one["x"] + one["width"] < other["x"] or other["x"] + other["width"] < one["x"]
         assert apart or beside, f"{one} and {other} cover each other"
+
+
+def test_a_printed_comparison_has_its_curves(page: Page, finished_run: int) -> None:
+    page.goto(f"/compare/?runs={finished_run}")
+    chart = page.locator(".chart canvas")
+    assert chart.count() == 0, "they are fetched when somebody scrolls to them"
+    page.pdf()
+    assert chart.count() == 2
