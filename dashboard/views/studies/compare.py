@@ -66,8 +66,9 @@ def index(request: Request) -> HttpResponse:
         raise Http404
     if missing:
         # Every link of the page leads to the runs that are left.
-        request.GET = request.GET.copy()
-        request.GET["runs"] = ",".join(map(str, keys))
+        query = request.GET.copy()
+        query["runs"] = ",".join(map(str, keys))
+        request.GET = query  # type: ignore[assignment]
     views = SavedView.objects.filter(project=request.project, page=SavedView.Page.COMPARE)
     context = {
         "runs": keys,
