@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
 
-from asgiref.sync import SyncToAsync
+from asgiref.sync import SyncToAsync, sync_to_async
 from django.core.handlers.asgi import ASGIHandler
-from django.db import connection
+from django.db import close_old_connections, connection
 from django.http import HttpResponseBase, StreamingHttpResponse
 
 from dashboard.back_pressure import release_turn
+from dashboard.outage import DATABASE_ERRORS
+
+# Sign-out, removal and a change of role end a stream within this time and one look at the database.
+ACCESS_SECONDS = 3.0
+E = TypeVar("E")
 
 
 def release_connection() -> None:
@@ -19,6 +26,49 @@ def release_connection() -> None:
     # A test's transaction would be lost.
     if not connection.in_atomic_block:
         connection.close()
+
+
+async def while_admitted(
+    events: AsyncGenerator[E, None], is_admitted: Callable[[], bool]
+) -> AsyncGenerator[E, None]:
+    """Yield the events until their end, or until `is_admitted`, which may use the database, returns False."""
+    async with aclosing(events) as open_events:
+        refusal = asyncio.create_task(wait_for_refusal(is_admitted))
+        waiting: set[asyncio.Future[Any]] = {refusal}
+        try:
+            while True:
+                following = asyncio.ensure_future(anext(open_events, None))
+                waiting.add(following)
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if refusal.done():
+                    refusal.result()
+                    return
+                waiting.remove(following)
+                event = following.result()
+                if event is None:
+                    return
+                yield event
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def wait_for_refusal(is_admitted: Callable[[], bool]) -> None:
+    """Return once `is_admitted` returns False."""
+
+    def look() -> bool:
+        try:
+            return is_admitted()
+        finally:
+            close_old_connections()
+
+    is_open = True
+    while is_open:
+        await asyncio.sleep(ACCESS_SECONDS)
+        with suppress(*DATABASE_ERRORS):
+            # A thread-sensitive call would hold one database connection per stream.
+            is_open = await sync_to_async(look, thread_sensitive=False)()
 
 
 class StreamResponse(StreamingHttpResponse):

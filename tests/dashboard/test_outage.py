@@ -19,6 +19,7 @@ from django.urls import NoReverseMatch, get_resolver, reverse
 from dashboard.api.jobs import jobs
 from dashboard.charts.curves import Cursor
 from dashboard.models import Project, TrainingRun, User
+from dashboard.views.readers import Reader
 from dashboard.views.training import live_run, metric_series
 from tests.dashboard.routes import sign_in
 from tests.servers import free_port
@@ -121,7 +122,7 @@ def test_event_stream_continues_after_an_outage(
     monkeypatch.setattr(live_run, "latest_updates", look)
     monkeypatch.setattr(live_run, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(live_run, "OUTAGE_SECONDS", 0.0)
-    reader = live_run.Reader.of(vera, SessionStore(sign_in(vera)), run.project_id)
+    reader = Reader.of(vera, SessionStore(sign_in(vera)), run.project_id)
 
     async def listen() -> list[str]:
         stream = metric_series.events(reader, run.pk, Cursor.parse(""))

@@ -39,9 +39,9 @@ from dashboard.chat_relay import (
     ModelUnknown,
     stream_chat,
 )
-from dashboard.models import Adapter
+from dashboard.models import Adapter, ApiToken
 from dashboard.openai_errors import error_object
-from dashboard.streams import StreamResponse, release_connection
+from dashboard.streams import StreamResponse, release_connection, while_admitted
 from workers.contract.chat import ChatError, ChatSettings, End, Text
 
 router = Router()
@@ -205,10 +205,14 @@ def create(request: Call, payload: CompletionIn) -> HttpResponseBase:
     project, by = request.auth.project, request.auth.user
     release_connection()
 
+    def is_admitted() -> bool:
+        return ApiToken.objects.working().filter(pk=request.auth.pk).exists()
+
     async def answer() -> HttpResponseBase:
         try:
             parts = await stream_chat(project, model, messages, payload.settings(), by=by)
             if payload.stream:
+                parts = while_admitted(parts, is_admitted)
                 counts = payload.stream_options is not None and payload.stream_options.include_usage
                 return StreamResponse(events(parts, completion, counts=counts), "text/event-stream")
             async with aclosing(parts) as open_parts:
@@ -259,7 +263,9 @@ async def events(
                 yield data(completion.chunk({}, part.reason))
                 if counts:
                     yield data(completion.usage_chunk(part))
-        yield "data: [DONE]\n\n"
+                yield "data: [DONE]\n\n"
+                return
+        yield data({"error": error_object(401, "unauthorized", _("This token does not work any more."))})
     except ChatFailed as error:
         yield data({"error": error_object(503, error.code, error.message)})
 

@@ -29,7 +29,8 @@ from dashboard.gate import Request
 from dashboard.models import BaseModel, BlindComparison, Project, TryOutLink, User
 from dashboard.outage import DATABASE_ERRORS
 from dashboard.presenters.playground import trainings_to_wait_for
-from dashboard.streams import StreamResponse, release_connection
+from dashboard.streams import StreamResponse, release_connection, while_admitted
+from dashboard.views.readers import Reader
 from workers.contract.chat import ChatError, ChatSettings, End
 
 logger = logging.getLogger(__name__)
@@ -61,12 +62,17 @@ def refusal_of(form: forms.Form) -> JsonResponse:
     return JsonResponse({"error": "refused", "text": " ".join(texts)}, status=422)
 
 
-async def lines_of(events: AsyncGenerator[Event, None]) -> StreamResponse:
-    """Return a response that sends events as lines of JSON."""
+async def reader_of(request: Request, project: Project) -> Reader:
+    """Return who reads a stream that this request opens."""
+    return await sync_to_async(Reader.of)(request.user, request.session, project.pk)
+
+
+async def lines_of(events: AsyncGenerator[Event, None], is_admitted: Callable[[], bool]) -> StreamResponse:
+    """Return a response that sends events as lines of JSON, as long as the reader is admitted."""
     await sync_to_async(release_connection)()
 
     async def lines() -> AsyncGenerator[str, None]:
-        async with aclosing(events) as open_events:
+        async with aclosing(while_admitted(events, is_admitted)) as open_events:
             async for event in open_events:
                 yield json.dumps(event) + "\n"
 

@@ -13,7 +13,14 @@ from dashboard.forms.try_outs import TryOutLinkForm
 from dashboard.gate import Request
 from dashboard.models import BaseModel, BlindComparison, TryOutLink
 from dashboard.presenters.playground import playground, revealed
-from dashboard.views.adapters.answer_streams import answers, blind_answers, checked, lines_of, refusal_of
+from dashboard.views.adapters.answer_streams import (
+    answers,
+    blind_answers,
+    checked,
+    lines_of,
+    reader_of,
+    refusal_of,
+)
 
 
 @require_GET
@@ -62,12 +69,13 @@ async def answer(request: Request) -> HttpResponseBase:
     form = await checked(PromptForm, request)
     if not form.is_valid():
         return refusal_of(form)
+    reader = await reader_of(request, request.project)
     stream = blind_answers if form.cleaned_data["blind"] else answers
     events = stream(
         *(request.project, request.user, form.models, form.messages(), form.settings()),
         after_trainings=form.cleaned_data["wait"],
     )
-    return await lines_of(events)
+    return await lines_of(events, reader.is_admitted)
 
 
 @require_POST

@@ -27,6 +27,7 @@ from dashboard.views.adapters.answer_streams import (
     column_events,
     in_own_thread,
     lines_of,
+    reader_of,
     refusal_of,
     starting_events,
     storable,
@@ -100,7 +101,8 @@ async def answer(request: Request, pk: int) -> HttpResponseBase:
     if not form.is_valid():
         return refusal_of(form)
     pairs = await sync_to_async(missing)(prompt_set, form.models)
-    return await lines_of(answer_pairs(form.project, request.user, pairs))
+    reader = await reader_of(request, form.project)
+    return await lines_of(answer_pairs(form.project, request.user, pairs), reader.is_admitted)
 
 
 def missing(prompt_set: PromptSet, models: Sequence[ChatModel]) -> list[Pair]:

@@ -97,7 +97,9 @@ async def answer(request: HttpRequest, secret: str) -> HttpResponseBase:
     if refusal:
         return JsonResponse({"error": "too_many", "text": refusal}, status=429)
     events = blind_answers(link.project, link, models, form.messages(link), visitor_settings(link))
-    return await lines_of(counted(events, list(limits)))
+    return await lines_of(
+        counted(events, list(limits)), lambda: TryOutLink.objects.working().filter(pk=link.pk).exists()
+    )
 
 
 async def counted(events: AsyncGenerator[Event, None], keys: Sequence[str]) -> AsyncGenerator[Event, None]:

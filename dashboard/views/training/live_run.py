@@ -12,21 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.contrib.auth import HASH_SESSION_KEY
-from django.contrib.sessions.backends.base import SessionBase
-from django.contrib.sessions.models import Session
 from django.db import close_old_connections
 from django.db.models import Max
-from django.utils import timezone
 
 from dashboard.charts.curves import Cursor, points_after
-from dashboard.models import JobEvent, Membership, TrainingRun, User
+from dashboard.models import JobEvent, TrainingRun
 from dashboard.outage import DATABASE_ERRORS
+from dashboard.streams import ACCESS_SECONDS
+from dashboard.views.readers import Reader, refused_readers
 
 POLL_SECONDS = 1.0
 OUTAGE_SECONDS = 2.0
-# Sign-out, removal and a change of role end a stream within this time and one poll.
-ACCESS_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -42,21 +38,6 @@ class Update:
     def to_dict(self) -> dict[str, Any]:
         """Return the update as JSON for a page that polls."""
         return {**self.points, "sign": self.sign, "state": self.state, "over": self.over}
-
-
-@dataclass(frozen=True)
-class Reader:
-    """The session and the role with which a stream was opened."""
-
-    user_id: int
-    role: str
-    session_key: str
-    session_hash: str
-
-    @classmethod
-    def of(cls, user: User, session: SessionBase, project_id: int) -> Reader:
-        role = Membership.objects.values_list("role", flat=True).get(user=user, project=project_id)
-        return cls(user.pk, role, session.session_key or "", session.get(HASH_SESSION_KEY, ""))
 
 
 @dataclass(eq=False)
@@ -78,6 +59,15 @@ class Watch:
         self.task = asyncio.create_task(self.work())
 
     async def work(self) -> None:
+        """Read until all have gone. After an unexpected error the streams end, and browsers open new ones."""
+        try:
+            await self.read()
+        finally:
+            forget(self)
+            for viewer in self.viewers:
+                viewer.updates.put_nowait(None)
+
+    async def read(self) -> None:
         # Calls that are not thread-sensitive share the few threads of the loop's pool.
         look = sync_to_async(looked_up_in_thread, thread_sensitive=False)
         checked_at = -ACCESS_SECONDS
@@ -107,6 +97,13 @@ class Watch:
 _watches: dict[tuple[int, int], Watch] = {}
 
 
+def forget(watch: Watch) -> None:
+    """Let the next viewer begin another watch."""
+    for key, known in list(_watches.items()):
+        if known is watch:
+            del _watches[key]
+
+
 async def follow(pk: int, reader: Reader, cursor: Cursor) -> AsyncGenerator[Update | Exception]:
     """Yield the updates after `cursor`, or the error while the database is away; end with the access."""
     key = id(asyncio.get_running_loop()), pk
@@ -120,8 +117,8 @@ async def follow(pk: int, reader: Reader, cursor: Cursor) -> AsyncGenerator[Upda
     finally:
         watch.viewers.remove(viewer)
         if not watch.viewers:
+            forget(watch)
             watch.task.cancel()
-            _watches.pop(key, None)
 
 
 def looked_up_in_thread(
@@ -130,7 +127,7 @@ def looked_up_in_thread(
     """Return the update after each cursor and the refused readers, without leaving a connection open."""
     close_old_connections()
     try:
-        return latest_updates(pk, cursors), refused_readers(pk, readers)
+        return latest_updates(pk, cursors), refused_readers(readers)
     finally:
         close_old_connections()
 
@@ -150,27 +147,3 @@ def latest_updates(pk: int, cursors: Iterable[Cursor]) -> dict[Cursor, Update]:
         points, after = points_after(run, cursor)
         updates[cursor] = Update(points, after, sign, run.state, run.is_settled)
     return updates
-
-
-def refused_readers(pk: int, readers: Iterable[Reader]) -> set[Reader]:
-    """Return those who signed out, changed their password, or lost or changed their role in the project."""
-    asked = list(readers)
-    if not asked:
-        return set()
-    users = {reader.user_id for reader in asked}
-    members = Membership.objects.filter(project__training_runs=pk, user__in=users, user__is_active=True)
-    roles = dict(members.values_list("user", "role"))
-    keys = [reader.session_key for reader in asked]
-    open_keys = set(
-        Session.objects.filter(session_key__in=keys, expire_date__gt=timezone.now()).values_list(
-            "session_key", flat=True
-        )
-    )
-    hashes = {user.pk: user.get_session_auth_hash() for user in User.objects.filter(pk__in=users)}
-    return {
-        reader
-        for reader in asked
-        if roles.get(reader.user_id) != reader.role
-        or reader.session_key not in open_keys
-        or hashes.get(reader.user_id) != reader.session_hash
-    }

@@ -21,7 +21,8 @@ from dashboard.downloads import csv_file
 from dashboard.gate import Request
 from dashboard.models import TrainingRun
 from dashboard.streams import StreamResponse, release_connection
-from dashboard.views.training.live_run import Reader, follow, latest_updates
+from dashboard.views.readers import Reader
+from dashboard.views.training.live_run import follow, latest_updates
 
 PING_SECONDS = 15.0
 

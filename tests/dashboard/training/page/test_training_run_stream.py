@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from django.contrib.sessions.backends.db import SessionStore
@@ -17,6 +18,7 @@ from django.urls import reverse
 
 from dashboard.charts.curves import Cursor
 from dashboard.models import Evaluation, MetricSeries, Role, State, TrainingRun, User
+from dashboard.views.readers import Reader
 from dashboard.views.training import live_run, metric_series
 from tests.conftest import finish
 from tests.dashboard.conftest import publish
@@ -54,9 +56,9 @@ async def read(
     return response, text
 
 
-def reader_of(user: User, run: TrainingRun) -> live_run.Reader:
+def reader_of(user: User, run: TrainingRun) -> Reader:
     """Return the reader of a page that a new session of the user has opened."""
-    return live_run.Reader.of(user, SessionStore(sign_in(user)), run.project_id)
+    return Reader.of(user, SessionStore(sign_in(user)), run.project_id)
 
 
 def end(run: TrainingRun, state: State = State.FAILED) -> None:
@@ -180,7 +182,7 @@ def test_many_viewers_cost_one_look(
     monkeypatch.setattr(live_run, "latest_updates", look)
     readers = [reader_of(user, run) for user in (vera, ed) for _page in range(10)]
 
-    async def read_all(reader: live_run.Reader) -> str:
+    async def read_all(reader: Reader) -> str:
         return "".join([piece async for piece in metric_series.events(reader, run.pk, Cursor())])
 
     async def follow() -> list[str]:
@@ -196,4 +198,13 @@ def test_many_viewers_cost_one_look(
     assert {parse(text)[-1][0] for text in texts} == {"end"}
     assert all("3.0" in text for text in texts)
     assert set(cursors) == {1}, "all pages are told the same"
+    assert len(live_run._watches) == 0
+
+
+def test_an_unexpected_error_ends_the_stream(
+    vera: User, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_run, "latest_updates", Mock(side_effect=ValueError("nobody expected it")))
+    _response, text = asyncio.run(read(vera, run))
+    assert parse(text) == [], "the browser opens another stream"
     assert len(live_run._watches) == 0
