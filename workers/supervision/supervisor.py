@@ -160,6 +160,9 @@ class Attempt:
                 self.job.move("progress", actor=self.job.worker, fenced=True)
 
     def _add_message(self, text: str, level: str) -> None:
+        # The database may have stored the last message before an outage without answering.
+        if self.database.is_away and self.job.newest_message() == text:
+            return
         if not self.job.add_message(text, level):
             raise Fenced
 

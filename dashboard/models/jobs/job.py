@@ -224,6 +224,11 @@ class Job(models.Model):
             self.record("message", state, state, actor=self.worker, text=text, level=level)
         return True
 
+    def newest_message(self) -> str | None:
+        """Return the text of the newest event of this attempt if it is a message of the engine."""
+        event = self.events.filter(attempt=self.attempt).order_by("-seq").first()
+        return event.text if event and event.event == "message" else None
+
     def request_cancel(self, by: User | None = None, keep: str = "") -> bool:
         """Stop this job; see `stop_job`."""
         from dashboard.models.jobs.stop import stop_job

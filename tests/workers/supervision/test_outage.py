@@ -18,6 +18,7 @@ from tests.conftest import make_run
 from tests.proxy import Proxy
 from tests.workers.conftest import claim, run_script, run_until, set_engine_script
 from tests.workers.outages import Switch, breakable_database, call_later
+from workers.contract.events import Message, to_line
 from workers.supervision import database_outage, stop_policy, supervisor
 from workers.supervision.recorders import TrainRecorder
 from workers.tasks import attempt
@@ -95,6 +96,18 @@ def test_no_point_is_missing_after_an_outage(
     assert stored_steps(run) == list(range(1, 61))
     texts = JobEvent.objects.filter(job=job, event="message").order_by("seq").values_list("text", flat=True)
     assert list(texts) == [f"step {step}" for step in range(2, 61, 2)]
+
+
+def test_message_that_was_stored_without_an_answer_is_not_repeated(job: Job, tmp_path: Path) -> None:
+    one = supervisor.Attempt.of(job, TrainRecorder(job, tmp_path), lambda: False)
+    lines = [to_line(Message(text=f"step {step}")).encode() for step in (1, 1, 2)]
+    for line in lines:
+        one.handle(line)
+    one.database.away_since = time.monotonic()
+    for line in (lines[-1], to_line(Message(text="step 3")).encode()):
+        one.handle(line)
+    texts = JobEvent.objects.filter(job=job, event="message").order_by("seq").values_list("text", flat=True)
+    assert list(texts) == ["step 1", "step 1", "step 2", "step 3"]
 
 
 def test_silent_database_does_not_block_a_drain(
