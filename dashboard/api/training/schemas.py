@@ -180,9 +180,10 @@ class EvaluationOut(Answer):
 
 
 class SampleOut(Answer):
-    """A test row: prompt, expected answer, and the answers of base model and adapter."""
+    """A test row: system message, prompt, expected answer, and the answers of base model and adapter."""
 
     row: int
+    system: str
     prompt: str
     expected: str
     base: str

@@ -326,6 +326,7 @@ def serialize_pair(base: EvaluationItem, adapter: EvaluationItem) -> dict[str, A
     """Return the JSON object of a test row with both answers."""
     return {
         "row": adapter.row,
+        "system": adapter.system or "",
         "prompt": adapter.prompt,
         "expected": adapter.expected,
         "base": base.output,

@@ -81,7 +81,9 @@ def pending_questions(job: Job) -> dict[str, list[int]]:
     """Return each different answer without a verdict as the judge sees it, with the numbers of its items."""
     items = pending_items(job.judged_evaluations.all(), job.spec["judge"], job.spec["rows"])
     questions: dict[str, list[int]] = {}
-    for pk, question, expected, given in items.values_list("pk", "prompt", "expected", "output"):
+    fields = ("pk", "system", "prompt", "expected", "output")
+    for pk, system, prompt, expected, given in items.values_list(*fields):
+        question = f"{system}\n\n{prompt}" if system else prompt
         questions.setdefault(material(question=question, expected=expected, given=given), []).append(pk)
     return questions
 

@@ -144,6 +144,15 @@ def test_only_pending_answers_can_be_sent(
     assert "(450 in all)" in page_of(client, ed, run)
 
 
+def test_the_judge_reads_the_system_message(scored: TrainingRun, ed: User) -> None:
+    item = EvaluationItem.objects.filter(evaluation__run=scored).earliest("pk")
+    EvaluationItem.objects.filter(pk=item.pk).update(system="Answer in one word.")
+    job = submit_judge_evaluation(scored, by=ed, judge=configured.JUDGE, rows=200)
+    assert job
+    (text,) = [text for text, items in pending_questions(job).items() if item.pk in items]
+    assert json.loads(text)["question"] == f"Answer in one word.\n\n{item.prompt}"
+
+
 def test_a_larger_draw_contains_the_smaller_one(scored: TrainingRun) -> None:
     def rows(most: int) -> set[int]:
         return set(pending_items(evaluations_of(scored), "m", most).values_list("row", flat=True))

@@ -8,7 +8,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Evaluation, TrainingRun, User
+from dashboard.models import Evaluation, EvaluationItem, TrainingRun, User
 from tests.conftest import finish
 from tests.dashboard.conftest import publish
 
@@ -75,3 +75,14 @@ def test_unevaluated_run_has_no_answers(client: Client, vera: User, run: Trainin
 def test_outsider_gets_404(client: Client, otto: User, evaluated: TrainingRun) -> None:
     client.force_login(otto)
     assert client.get(reverse("training-run-samples", args=[evaluated.pk])).status_code == 404
+
+
+def test_the_system_message_of_a_row_is_shown(
+    client: Client, api: Client, vera: User, evaluated: TrainingRun
+) -> None:
+    EvaluationItem.objects.filter(row=1).update(system="Answer in one word.")
+    client.force_login(vera)
+    text = client.get(reverse("training-run-samples", args=[evaluated.pk])).content.decode()
+    assert text.count("Answer in one word.") == 1
+    rows = api.get(f"/api/v1/runs/{evaluated.pk}/samples").json()["data"]
+    assert {row["row"]: row["system"] for row in rows if row["row"] < 3} == {1: "Answer in one word.", 2: ""}

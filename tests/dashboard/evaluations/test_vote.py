@@ -32,10 +32,12 @@ def shown(client: Client, scope: Study | TrainingRun) -> tuple[int, str]:
 
 def test_page_hides_the_origin_of_the_answer(client: Client, ed: User, scored: TrainingRun) -> None:
     judge_all(scored, ed)
+    EvaluationItem.objects.update(system="Answer in one word.")
     client.force_login(ed)
     pk, text = shown(client, scored)
     item = EvaluationItem.objects.get(pk=pk)
     assert item.prompt in text
+    assert "Answer in one word." in text
     assert item.expected in text
     body = text[text.index('aria-labelledby="answer"') :]
     assert "Base model" not in body
