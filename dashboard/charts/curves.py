@@ -86,15 +86,15 @@ def points_after(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Any], Curs
     )
     replace = shrunk or cursor.attempt != attempt or cursor == Cursor(attempt)
     known = Cursor(attempt) if replace else cursor
-    curves: dict[str, list[Point]] = {}
+    curves = {}
     steps = []
     for name, since in zip(CURVES, known.steps, strict=True):
         series = stored.get(name)
         fresh = series.points(since) if series and series.last_step > since else []
-        curves[name] = thin(fresh)
+        curves[name] = jsonable(thin(fresh))
         steps.append(fresh[-1][0] if fresh else since)
     after = Cursor(attempt, tuple(steps))
-    return {"cursor": str(after), "replace": replace, "curves": jsonable(curves)}, after
+    return {"cursor": str(after), "replace": replace, "curves": curves}, after
 
 
 def attempt_shown(run: TrainingRun, cursor: Cursor) -> int:
@@ -108,12 +108,14 @@ def attempt_shown(run: TrainingRun, cursor: Cursor) -> int:
     return cursor.attempt if cursor.attempt and is_before_training else run.job.attempt
 
 
-def jsonable(curves: dict[str, list[Point]]) -> dict[str, list[tuple[int, float | None]]]:
-    """Replace infinities and NaN by None, because JSON has none of them."""
-    return {
-        name: [(step, value if math.isfinite(value) else None) for step, value in points]
-        for name, points in curves.items()
-    }
+def jsonable(points: Iterable[Point]) -> list[tuple[int, float | None]]:
+    """Return points with short numbers, and None for infinities and NaN, which JSON lacks."""
+    return [(step, short(value) if math.isfinite(value) else None) for step, value in points]
+
+
+def short(value: float) -> float:
+    """Round to 6 digits. Values are stored as 32 bits, and further digits would only lengthen the page."""
+    return float(f"{value:.6g}")
 
 
 def loss_summary(series: MetricSeries | None) -> str:
@@ -162,11 +164,7 @@ def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
                 # Names may repeat; the number distinguishes them.
                 "label": f"{Truncator(run.name).chars(16)} #{run.pk}",
                 "run": run.pk,
-                "points": [
-                    # Stored as 32 bits; further digits would only lengthen the page.
-                    (step, float(f"{value:.6g}") if math.isfinite(value) else None)
-                    for step, value in thin(points[run.pk], limit)
-                ],
+                "points": jsonable(thin(points[run.pk], limit)),
                 "smooth": name == "train/loss",
                 **looks[run.pk],
             }

@@ -255,7 +255,10 @@ def scaled(series: list[dict[str, Any]], runs: Sequence[TrainingRun], across: st
         if run.ended_step and run.measured.get(across)
     }
     return [
-        {**one, "points": [(step * factors[one["run"]], value) for step, value in one["points"]]}
+        {
+            **one,
+            "points": [(curves.short(step * factors[one["run"]]), value) for step, value in one["points"]],
+        }
         for one in series
         if one["run"] in factors
     ]

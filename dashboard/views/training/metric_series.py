@@ -25,6 +25,8 @@ from dashboard.views.readers import Reader
 from dashboard.views.training.live_run import follow, latest_updates
 
 PING_SECONDS = 15.0
+# Between the parts of JSON.
+COMPACT = (",", ":")
 
 
 @require_GET
@@ -48,7 +50,7 @@ def metrics(request: Request, pk: int) -> JsonResponse:
     TrainingRun.objects.fetch(request.user, pk)
     cursor = Cursor.parse(request.GET.get("since", ""))
     update = latest_updates(pk, [cursor]).get(cursor)
-    response = JsonResponse(update.to_dict() if update else {})
+    response = JsonResponse(update.to_dict() if update else {}, json_dumps_params={"separators": COMPACT})
     # Curves of an ended run stay; the browser asks whether they are still the same.
     response["Cache-Control"] = "private, no-cache" if update and update.over else "no-store"
     return response
@@ -95,4 +97,4 @@ async def events(reader: Reader, pk: int, cursor: Cursor) -> AsyncGenerator[str,
 
 def event(name: str, data: dict[str, Any], cursor: Cursor) -> str:
     """Format one server-sent event; JSON has no line breaks, so one data line is enough."""
-    return f"event: {name}\nid: {cursor}\ndata: {json.dumps(data)}\n\n"
+    return f"event: {name}\nid: {cursor}\ndata: {json.dumps(data, separators=COMPACT)}\n\n"

@@ -13,7 +13,7 @@ from django.urls import reverse
 from dashboard.models import Adapter, BaseModel, Dataset, MetricSeries, Project, SavedView, TrainingRun, User
 from dashboard.models.operations.run_deletion import delete_runs
 from tests.conftest import make_dataset, make_run
-from tests.dashboard.conftest import evaluate, publish
+from tests.dashboard.conftest import evaluate, publish, succeed
 
 
 @pytest.fixture
@@ -56,6 +56,12 @@ def test_curves_have_labels_and_colours(client: Client, vera: User, pair: list[A
     assert (calm["label"], bold["label"]) == (f"Calm #{first.pk}", f"Bold #{second.pk}")
     assert calm["points"] == [[step, pytest.approx(3.0 / step)] for step in range(1, 11)]
     assert (calm["colour"], calm["dash"]) != (bold["colour"], bold["dash"])
+
+
+def test_curves_over_seconds_have_short_numbers(client: Client, vera: User, run: TrainingRun) -> None:
+    succeed(run, seconds=70.0 / 3)
+    text = page(client, vera, run, route="compare-curves", more="&x=seconds")
+    assert curves(text, 2)[0]["points"] == [[11.6667, 1.25], [23.3333, 0.75]]
 
 
 def test_other_runs_are_fetched_when_the_list_is_opened(

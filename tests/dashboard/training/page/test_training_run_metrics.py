@@ -28,6 +28,12 @@ def test_it_returns_all_points_and_then_new_ones(client: Client, vera: User, run
     assert (second["replace"], second["state"], second["over"]) == (False, "queued", False)
 
 
+def test_numbers_of_a_picture_are_short(client: Client, vera: User, run: TrainingRun) -> None:
+    MetricSeries.objects.append(run, "train/loss", [(1, 1 / 3), (2, 20 / 3)])
+    client.force_login(vera)
+    assert b'"train/loss":[[1,0.333333],[2,6.66667]]' in client.get(f"/runs/{run.pk}/metrics/").content
+
+
 @pytest.mark.parametrize("since", ["x", "-1.-1.-1", "9" * 99])
 def test_an_invalid_cursor_returns_all_points(
     client: Client, vera: User, run: TrainingRun, since: str
