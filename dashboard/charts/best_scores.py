@@ -62,21 +62,31 @@ def read_best_scores(project: Project) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda one: one["at"], reverse=True)[:DATASETS_SHOWN]
 
 
-def chart_series(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the datasets that are measured in percent as steps for the chart, each up to today."""
-    shares = [row for row in rows if row["metric"].is_share]
+def charts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a chart of the datasets measured in percent, and one of those measured by a loss.
+
+    A dataset is a line of steps up to today; a chart without one is left out.
+    """
     today = timezone.now()
-    return [
-        {
-            "label": row["name"],
-            "colour": place,
-            "stepped": True,
-            "points": [
-                (day(at), round(100 * value, 2)) for at, value in [*row["points"], (today, row["best"])]
-            ],
-        }
-        for place, row in enumerate(shares)
-    ]
+    found: list[dict[str, Any]] = []
+    for is_share, unit in ((True, _("percent")), (False, _("loss"))):
+        series = [
+            {
+                "label": row["name"],
+                "colour": place,
+                "stepped": True,
+                "points": [
+                    (day(at), round(100 * value, 2) if is_share else round(value, 4))
+                    for at, value in [*row["points"], (today, row["best"])]
+                ],
+            }
+            for place, row in enumerate(rows)
+            if row["metric"].is_share == is_share
+        ]
+        if series:
+            name = f"best-{len(found) + 1}"
+            found.append({"name": name, "data": f"{name}-data", "unit": unit, "curves": {"series": series}})
+    return found
 
 
 def day(at: datetime) -> float:

@@ -31,15 +31,20 @@ FAILURE_FIELDS = (
 
 @dataclass(frozen=True)
 class MonthOverview:
-    """A month at a glance. `verdicts`: the newest study of each dataset, with the number of others."""
+    """A month at a glance. `verdicts`: the newest study of each dataset, with the number of others.
+
+    `further_datasets` have a verdict as well, and `further_decisions` wait as well.
+    """
 
     month: Month
     budget: BudgetStatus
     unit: str
     verdicts: list[tuple[Study, int]]
+    further_datasets: int
     decisions: list[Decision]
     proposals: list[Decision]
     undecided: list[Study]
+    further_decisions: int
     failures: list[dict[str, Any]]
     failed_runs: int
     finished_runs: int
@@ -62,23 +67,19 @@ class MonthOverview:
         is_proposal = Q(approved=False, adapter__stage=Adapter.Stage.DRAFT)
         log = list(decisions.filter(is_proposal | Q(decided_at__gte=month.begin)))
         proposed = {one.pk for one in log if not one.approved and one.adapter.stage == Adapter.Stage.DRAFT}
+        proposals = [one for one in log if one.pk in proposed]
+        undecided = list(undecided_studies(project))
+        verdicts = newest_of_datasets(ended_studies(project).filter(finished_at__gte=month.begin))
         return cls(
             month=month,
             budget=budget,
             unit=unit_label(),
-            verdicts=newest_of_datasets(ended_studies(project).filter(finished_at__gte=month.begin)),
+            verdicts=verdicts[:ROWS],
+            further_datasets=len(verdicts[ROWS:]),
             decisions=[one for one in log if one.pk not in proposed][:ROWS],
-            proposals=[one for one in log if one.pk in proposed][:ROWS],
-            undecided=list(
-                ended_studies(project)
-                .select_related(None)
-                .only("name")
-                .filter(
-                    finished_at__gte=timezone.now() - UNDECIDED_AGE,
-                    decisions=None,
-                    stored_summary__state=State.SUCCEEDED,
-                )[:ROWS]
-            ),
+            proposals=proposals[:ROWS],
+            undecided=undecided[:ROWS],
+            further_decisions=len(proposals[ROWS:]) + len(undecided[ROWS:]),
             failures=failures([row for row in endings if row["outcome"] == "failed"]),
             failed_runs=outcomes.get("failed", 0),
             finished_runs=outcomes.get("succeeded", 0) + outcomes.get("stopped_early", 0),
@@ -89,7 +90,7 @@ class MonthOverview:
     def is_empty(self) -> bool:
         """Return whether nothing happened this month and nothing waits."""
         parts = (self.verdicts, self.decisions, self.proposals, self.undecided, self.failures, self.waiting)
-        return not any(parts) and not self.finished_runs
+        return not any(parts) and not self.finished_runs and not self.budget.used
 
 
 def ended_studies(project: Project) -> QuerySet[Study]:
@@ -104,7 +105,14 @@ def newest_of_datasets(studies: QuerySet[Study]) -> list[tuple[Study, int]]:
     found: dict[int, list[Study]] = {}
     for study in studies:
         found.setdefault(study.dataset_version.dataset_id, []).append(study)
-    return [(group[0], len(group) - 1) for group in found.values()][:ROWS]
+    return [(group[0], len(group) - 1) for group in found.values()]
+
+
+def undecided_studies(project: Project) -> QuerySet[Study]:
+    """Return the studies of the last months with a verdict and without a decision, the newest first."""
+    since = timezone.now() - UNDECIDED_AGE
+    ended = ended_studies(project).select_related(None).only("name")
+    return ended.filter(finished_at__gte=since, decisions=None, stored_summary__state=State.SUCCEEDED)
 
 
 def failures(causes: list[Any]) -> list[dict[str, Any]]:

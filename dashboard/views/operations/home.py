@@ -70,11 +70,10 @@ def month_context(project: Project, status: BudgetStatus) -> dict[str, Any]:
     """Return the month at a glance, which managers see first."""
     month = MonthOverview.of(project, status)
     rows = best_scores.best_scores(project)
-    series = best_scores.chart_series(rows)
     return {
         "month": month,
         "best_scores": rows,
-        "chart": {"series": series} if series else None,
+        "charts": best_scores.charts(rows),
         "chart_finding": best_scores.finding(rows, month.month.begin),
     }
 

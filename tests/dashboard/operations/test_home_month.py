@@ -14,8 +14,9 @@ from django.utils import timezone
 
 from dashboard.charts import best_scores
 from dashboard.models import BaseModel, Dataset, DatasetVersion, Decision, Project, Study, TrainingRun, User
+from dashboard.presenters import month_overview
 from tests.conftest import make_dataset, make_run
-from tests.dashboard.conftest import evaluate, publish
+from tests.dashboard.conftest import evaluate, publish, start_training
 from tests.dashboard.studies.factories import Table, conclude, make_study
 
 SEEDS = list(range(1, 4))
@@ -93,6 +94,15 @@ def test_decisions_wait_until_a_manager_takes_them(
     assert (len(month.proposals), len(month.decisions)) == (0, 2)
 
 
+def test_what_is_not_listed_is_counted(
+    client: Client, mara: User, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(month_overview, "ROWS", 0)
+    month = home(client, mara).context["month"]
+    assert (month.further_datasets, month.further_decisions) == (1, 1)
+    assert "1 further decision waits." in text(client, mara)
+
+
 def test_failures_are_counted_by_cause(
     client: Client, mara: User, run: TrainingRun, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
@@ -125,6 +135,24 @@ def test_an_empty_month_says_so(client: Client, mara: User, run: TrainingRun) ->
     assert "Nothing finished yet this month" in text(client, mara)
 
 
+def test_a_month_of_work_that_has_not_ended_is_not_empty(
+    client: Client, mara: User, run: TrainingRun, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    publish(run)
+    TrainingRun.objects.update(created_at=timezone.now() - timedelta(days=40))
+    assert home(client, mara).context["month"].is_empty
+    start_training(make_run(project, dataset, base_model, by=mara))
+    assert not home(client, mara).context["month"].is_empty
+
+
+def test_an_empty_month_still_shows_the_best_scores(client: Client, mara: User, run: TrainingRun) -> None:
+    evaluate(publish(run), 0.1, 0.5)
+    TrainingRun.objects.update(created_at=timezone.now() - timedelta(days=40))
+    page = home(client, mara)
+    assert page.context["month"].is_empty
+    assert "data-dates" in page.content.decode()
+
+
 # The chart
 
 
@@ -139,9 +167,24 @@ def test_the_best_score_rises_in_steps(
         ("Tickets", [0.2, 0.5, 0.7]),
         ("Reviews", [0.9]),
     ]
-    series = home(client, mara).context["chart"]["series"]
-    assert [value for _day, value in series[0]["points"]] == [20.0, 50.0, 70.0, 70.0]
+    [chart] = home(client, mara).context["charts"]
+    points = chart["curves"]["series"][0]["points"]
+    assert [value for _day, value in points] == [20.0, 50.0, 70.0, 70.0]
     assert "New best score this month on Tickets" in text(client, mara)
+
+
+def test_datasets_without_answers_have_a_chart_of_their_loss(
+    client: Client, mara: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    novels = make_dataset(project, "Novels")
+    DatasetVersion.objects.filter(dataset=novels).update(report={"answers": "none"})
+    for data in (dataset, novels):
+        evaluate(publish(make_run(project, data, base_model, by=mara)), 0.1, 0.5)
+    found = home(client, mara).context["charts"]
+    assert [(chart["unit"], chart["curves"]["series"][0]["label"]) for chart in found] == [
+        ("percent", "Tickets"),
+        ("loss", "Novels"),
+    ]
 
 
 def test_scores_of_an_open_study_are_no_points(study: Study, project: Project) -> None:
