@@ -42,8 +42,14 @@ class Reference(DocsBase):
 
     def render_page(self, request: HttpRequest, api: NinjaAPI, **kwargs: Any) -> HttpResponse:
         document = api.get_openapi_schema(path_params=kwargs)
+        parts = groups(document)
+        part = request.GET.get("part", "")
+        part = part if part in parts else next(iter(parts))
         context = {
-            "groups": groups(document),
+            # One at a time: all tables together would be by far the largest page.
+            "groups": list(parts),
+            "part": part,
+            "sections": parts[part],
             "openapi_url": self.get_openapi_url(api, kwargs),
             "root": request.build_absolute_uri(api.get_root_path(kwargs)),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -169,13 +170,25 @@ def test_openapi_document_is_complete(api: Client) -> None:
 def test_documentation_is_open_to_sessions_and_tokens(client: Client, api: Client, ed: User) -> None:
     client.force_login(ed)
     assert api.get(reverse("api:openapi-view")).status_code == 200
-    page = client.get(reverse("api:openapi-view"))
+    page = client.get(reverse("api:openapi-view"), {"part": "Runs"})
     assert page.status_code == 200
     assert client.get(reverse("api:openapi-json")).status_code == 200
     text = page.content.decode()
     assert "POST /api/v1/runs" in text
     assert "hyperparameters.learning_rate" in text
     assert " style=" not in text
+
+
+def test_every_operation_is_documented_in_a_part(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    address = reverse("api:openapi-view")
+    parts = re.findall(r'href="\?part=([^"]+)"', client.get(address).content.decode())
+    texts = [client.get(f"{address}?part={part}").content.decode() for part in parts]
+    paths = client.get(reverse("api:openapi-json")).json()["paths"]
+    for path, methods in paths.items():
+        for method in methods:
+            summary = f"<code>{method.upper()} {path}</code>"
+            assert sum(summary in text for text in texts) == 1, summary
 
 
 def test_concurrent_equal_requests_start_one_job(
