@@ -22,7 +22,8 @@ window.addEventListener("beforeprint", () => {
     const request = new XMLHttpRequest();
     request.open("GET", element.getAttribute("hx-get"), false);
     request.send();
-    if (request.status === 200) element.outerHTML = request.responseText;
+    const page = new DOMParser().parseFromString(request.responseText, "text/html");
+    if (request.status === 200) element.replaceWith(...page.body.childNodes);
   }
   drawAll(document);
 });
