@@ -180,3 +180,17 @@ def test_a_live_region_that_has_not_changed_is_not_sent_again(client: Client, ve
     first = client.get(reverse("home-progress"))
     again = client.get(reverse("home-progress"), headers={"If-None-Match": first["ETag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_a_page_that_has_not_changed_is_not_sent_again(client: Client, vera: User) -> None:
+    client.force_login(vera)
+
+    def ask(etag: str) -> Any:
+        return client.get(reverse("training-run-index"), headers={"If-None-Match": etag})
+
+    first = ask("")
+    again = ask(first["ETag"])
+    assert (again.status_code, again.content) == (304, b"")
+    # The cookie of another sign-in, which the token of the first page does not fit.
+    client.cookies[settings.CSRF_COOKIE_NAME] = "x" * 32
+    assert ask(first["ETag"]).status_code == 200
