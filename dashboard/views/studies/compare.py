@@ -38,6 +38,8 @@ from dashboard.presenters.playground import try_url
 from dashboard.presenters.study_page import result_figures
 from dashboard.views.kept_parts import KeptParts
 
+# More columns would be neither legible nor a page of some 100 kB.
+MOST_COMPARED = 20
 # Runs to choose from: on a page without runs, and below a comparison.
 RUNS_OFFERED, OTHERS_OFFERED = 100, 25
 ITEMS_SHOWN = 20
@@ -64,8 +66,9 @@ def index(request: Request) -> HttpResponse:
     missing = [pk for pk in wanted if pk not in found]
     if missing and not keys:
         raise Http404
-    if missing:
-        # Every link of the page leads to the runs that are left.
+    keys, left_out = keys[:MOST_COMPARED], keys[MOST_COMPARED:]
+    if missing or left_out:
+        # Every link of the page leads to the runs that it shows.
         query = request.GET.copy()
         query["runs"] = ",".join(map(str, keys))
         request.GET = query  # type: ignore[assignment]
@@ -73,6 +76,7 @@ def index(request: Request) -> HttpResponse:
     context = {
         "runs": keys,
         "missing": missing,
+        "left_out": left_out,
         "query": ",".join(map(str, keys)),
         "saved_views": views,
         "address": address_of(request),

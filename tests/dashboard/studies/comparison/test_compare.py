@@ -12,6 +12,7 @@ from django.urls import reverse
 
 from dashboard.models import Adapter, BaseModel, Dataset, MetricSeries, Project, SavedView, TrainingRun, User
 from dashboard.models.operations.run_deletion import delete_runs
+from dashboard.views.studies import compare
 from tests.conftest import make_dataset, make_run
 from tests.dashboard.conftest import evaluate, publish, succeed
 
@@ -154,6 +155,17 @@ def test_deleted_runs_are_named_beside_those_that_are_left(
     assert f'href="{address(left, route="compare-csv")}"' in text
     assert client.get(address(gone, left, route="compare-csv")).status_code == 404
     assert client.get(address(gone)).status_code == 404
+
+
+def test_runs_beyond_the_most_are_left_out(
+    client: Client, vera: User, pair: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "MOST_COMPARED", 1)
+    first, second = runs_of(pair)
+    text = page(client, vera, first, second)
+    assert "at most 1 runs, so 1 run is left out" in text
+    assert f'href="{address(first, route="compare-csv")}"' in text
+    assert second.name not in text
 
 
 def test_outsider_gets_404(client: Client, otto: User, run: TrainingRun) -> None:
