@@ -105,6 +105,7 @@ urlpatterns = [
     path("fine-tune/forecast/", fine_tune.forecast, name="training-run-forecast"),
     path("runs/", run_list.index, name="training-run-index"),
     path("runs/runs.csv", run_list.export, name="training-run-csv"),
+    path("runs/states/", run_list.states, name="training-run-states"),
     path("runs/selection/", run_selection.select, name="training-run-selection"),
     path("runs/<int:pk>/", training_runs.detail, name="training-run-detail"),
     path("runs/<int:pk>/progress/", training_runs.progress, name="training-run-progress"),

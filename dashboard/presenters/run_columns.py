@@ -170,9 +170,11 @@ def study_link(run: TrainingRun) -> Any:
 
 
 def state_cell(run: TrainingRun) -> SafeString:
-    """Return the state; that of a run that goes on updates itself."""
+    """Return the state; the list renews that of a run that goes on."""
     return (
-        status(run.state, "train") if run.is_over else render_to_string("training/_cell.html", {"run": run})
+        status(run.state, "train")
+        if run.is_over
+        else render_to_string("training/list/_state.html", {"run": run})
     )
 
 

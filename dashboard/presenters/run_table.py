@@ -22,6 +22,7 @@ from dashboard.models import (
 )
 from dashboard.models.catalog.metrics import METRICS
 from dashboard.models.evaluations.run_list import RunFilter, RunOrder, best_first, listed_runs
+from dashboard.models.training.training_run import TrainingRunQuerySet
 from dashboard.presenters.run_columns import Column, CsvValue
 
 PAGE = 25
@@ -91,6 +92,12 @@ def load_runs(keys: Sequence[int], columns: Sequence[Column]) -> list[TrainingRu
         )
     found = runs.only(*fields, *RELATED_FIELDS).in_bulk(list(keys))
     return [found[key] for key in keys if key in found]
+
+
+def with_states(runs: TrainingRunQuerySet, keys: Sequence[int]) -> list[TrainingRun]:
+    """Return those of the runs that have these keys, with what their state shows."""
+    fields = ("outcome", "reused_from", *(f"job__{field}" for field in RELATED["job"]))
+    return list(runs.filter(pk__in=keys).select_related("job").only(*fields))
 
 
 def table_rows(

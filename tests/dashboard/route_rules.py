@@ -42,8 +42,9 @@ RULES = {
     # Members, about the project that they have open.
     "?+++++-": """
         GET adapter-serve home-progress team-index dataset-index base-model-index target-module-config-index
-        GET training-run-presets training-run-forecast training-run-index training-run-csv study-index
-        GET study-arms study-plan compare compare-csv compare-runs adapter-index adapter-csv
+        GET training-run-presets training-run-forecast training-run-index training-run-csv
+        GET training-run-states study-index study-arms study-plan compare compare-csv compare-runs
+        GET adapter-index adapter-csv
         GET compute-budget-index token-index token-create playground prompt-set-index
         POST token-create playground-start playground-answer training-run-selection
     """,

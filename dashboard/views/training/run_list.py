@@ -12,7 +12,7 @@ from django.views.decorators.http import require_GET
 from dashboard.downloads import csv_file
 from dashboard.forms.training.run_list import RunListForm
 from dashboard.gate import Request
-from dashboard.models import Role, SavedView, Tag
+from dashboard.models import Role, SavedView, Tag, TrainingRun
 from dashboard.models.accounts.project import parse_id
 from dashboard.models.evaluations.run_list import RunFilter, RunOrder, listed_runs
 from dashboard.presenters import run_table
@@ -39,6 +39,15 @@ def index(request: Request) -> HttpResponse:
 def export(request: Request) -> HttpResponse:
     """Return the rows and columns of the list's address as CSV, with the rows of all its pages."""
     return csv_of(request, SavedView.Page.RUNS, "runs.csv")
+
+
+@require_GET
+def states(request: Request) -> HttpResponse:
+    """Show the states of ?runs=1,2 anew: a list asks once for all of its runs that go on."""
+    keys = [key for text in request.GET.get("runs", "").split(",") if (key := parse_id(text))]
+    runs = run_table.with_states(TrainingRun.objects.visible_to(request.user), keys[: run_table.PAGE])
+    context = {"renewed": runs, "open_runs": [run.pk for run in runs if not run.is_over]}
+    return render(request, "training/list/_states.html", context)
 
 
 def csv_of(request: Request, page: SavedView.Page, filename: str) -> HttpResponse:
@@ -71,6 +80,7 @@ def list_context(request: Request, page: SavedView.Page) -> dict[str, Any]:
         "runs": runs,
         "rows": run_table.table_rows(runs, columns),
         "next": following,
+        "open_runs": [run.pk for run in runs if not run.is_over],
         "headings": [heading(column, order) for column in columns],
         "columns": columns,
         "other_columns": hidden_columns(TABLES[page], columns),

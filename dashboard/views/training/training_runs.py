@@ -86,10 +86,8 @@ def detail(request: Request, pk: int) -> HttpResponse:
 
 @require_GET
 def progress(request: Request, pk: int) -> HttpResponse:
-    """Render the live region; ?part=cell is the short form for lists."""
+    """Render the live region."""
     run = TrainingRun.objects.with_facts().with_scores().fetch(request.user, pk)
-    if request.GET.get("part") == "cell":
-        return render(request, "training/_cell.html", {"run": run})
     return render(request, "training/_progress.html", progress_context(run))
 
 

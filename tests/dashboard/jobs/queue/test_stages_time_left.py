@@ -32,7 +32,7 @@ def pages(client: Client, user: User, run: TrainingRun) -> dict[str, str]:
     addresses = {
         "home": reverse("home-progress"),
         "run": progress,
-        "cell": f"{progress}?part=cell",
+        "list": f"{reverse('training-run-states')}?runs={run.pk}",
         "queue": reverse("queue-board"),
     }
     return {name: client.get(address).content.decode() for name, address in addresses.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from django.db import connection
 from django.test import Client
@@ -109,3 +111,22 @@ def test_it_hides_runs_of_another_project(client: Client, otto: User, run: Train
 def test_it_offers_no_start_to_a_viewer(client: Client, vera: User, project: Project) -> None:
     client.force_login(vera)
     assert "New fine-tune" not in client.get(URL).content.decode()
+
+
+def test_the_list_asks_once_for_the_states_of_all_open_runs(
+    client: Client, vera: User, otto: User, run: TrainingRun, dataset: Dataset, base_model: BaseModel
+) -> None:
+    second = make_run(run.project, dataset, base_model)
+    client.force_login(vera)
+    (poll,) = re.findall(r'hx-get="([^"]+)"', client.get(URL).content.decode())
+    assert poll == f"{reverse('training-run-states')}?runs={second.pk},{run.pk}"
+    assert run.job
+    finish(run.job, State.FAILED)
+    with CaptureQueriesContext(connection) as captured:
+        states = client.get(poll).content.decode()
+    assert sum("dashboard_trainingrun" in query["sql"] for query in captured) == 1
+    assert re.findall(r'id="state-(\d+)"\s+hx-swap-oob', states) == [str(second.pk), str(run.pk)]
+    assert "Failed" in states
+    assert f'?runs={second.pk}"' in states, "only those that go on are asked for again"
+    client.force_login(otto)
+    assert "state-" not in client.get(poll).content.decode()

@@ -22,13 +22,6 @@ def test_it_is_a_fragment(client: Client, vera: User, run: TrainingRun) -> None:
     assert "<html" not in region
 
 
-def test_lists_get_a_short_form(client: Client, vera: User, run: TrainingRun) -> None:
-    client.force_login(vera)
-    page = client.get(reverse("training-run-progress", args=[run.pk]), {"part": "cell"}).content
-    assert b"Waiting" in page
-    assert b"Training loss" not in page
-
-
 def test_it_shows_the_last_values(client: Client, vera: User, run: TrainingRun) -> None:
     for name, value in (("train/tokens_per_second", 187.5), ("system/memory_bytes", 1.5e9)):
         MetricSeries.objects.append(run, name, [(1, value)])
