@@ -197,8 +197,8 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
         # Without a limit the write-ahead log keeps the size of its longest time. No statistics of the tables
-        # (PRAGMA optimize): with them, at 10,850 runs, SQLite reads indices in worse orders, so that Home took
-        # 53 instead of 38 ms of a processor, the queue 46 instead of 25, and no page less.
+        # (PRAGMA optimize): with them SQLite chooses worse indices. At 10,850 runs Home then took 53 instead
+        # of 38 ms of a processor, the queue 46 instead of 25, and no page less.
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; "
         "PRAGMA journal_size_limit=16000000",
     }
