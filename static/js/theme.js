@@ -9,15 +9,20 @@
       return "auto";
     }
   };
+  const show = (dark) => {
+    root.dataset.bsTheme = dark ? "dark" : "light";
+    root.dispatchEvent(new CustomEvent("graftworks:theme"));
+  };
   const apply = () => {
     const choice = stored();
-    const dark = choice === "dark" || (choice === "auto" && system.matches);
-    root.dataset.bsTheme = dark ? "dark" : "light";
     root.dataset.themeChoice = choice;
-    root.dispatchEvent(new CustomEvent("graftworks:theme"));
+    show(choice === "dark" || (choice === "auto" && system.matches));
   };
   root.classList.add("js");
   system.addEventListener("change", apply);
   root.addEventListener("graftworks:theme-choice", apply);
+  // Paper is white, and pictures keep the colours with which they were drawn.
+  window.addEventListener("beforeprint", () => show(false));
+  window.addEventListener("afterprint", apply);
   apply();
 })();

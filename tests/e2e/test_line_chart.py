@@ -48,9 +48,13 @@ def test_names_at_line_ends_do_not_cover_each_other(
         assert apart or beside, f"{one} and {other} cover each other"
 
 
-def test_a_printed_comparison_has_its_curves(page: Page, finished_run: int) -> None:
+def test_a_printed_comparison_has_its_curves_in_the_light_theme(page: Page, finished_run: int) -> None:
+    page.emulate_media(color_scheme="dark")
     page.goto(f"/compare/?runs={finished_run}")
     chart = page.locator(".chart canvas")
     assert chart.count() == 0, "they are fetched when somebody scrolls to them"
+    theme = "document.documentElement.dataset.bsTheme"
+    page.evaluate(f"window.addEventListener('beforeprint', () => (window.printed = {theme}))")
     page.pdf()
     assert chart.count() == 2
+    assert page.evaluate(f"[window.printed, {theme}]") == ["light", "dark"]
