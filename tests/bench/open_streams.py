@@ -1,4 +1,4 @@
-"""Pages while 50 chats are streamed: `python -m tests.bench.open_streams`.
+"""First tokens, and pages while 50 chats are streamed: `python -m tests.bench.open_streams`.
 
 Runs an installation with the bundled model, and asks pages in turn without and with the streams. Each stream
 that ends is opened again. Times are those of a client, so that other work on the machine counts as well.
@@ -7,6 +7,7 @@ that ends is opened again. Times are those of a client, so that other work on th
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import statistics
@@ -23,6 +24,7 @@ from tests.bench.serving import MODEL
 from tests.e2e.installation import Installation, Person, run_installation
 
 STREAMS, PAGES, GOAL_MS = 50, 100, 300
+CHATS, FIRST_GOAL_MS = 21, 500
 ADDRESSES = ("/", "/runs/", "/playground/", "/queue/", "/adapters/", "/settings/tokens/")
 READY_SECONDS = 300
 PERSON = Person("bench@example.org", "a long password for it", Path())
@@ -55,6 +57,21 @@ class Load:
                         self.events["lines"] += 1
                 finally:
                     self.open -= 1
+
+    async def first_token(self, number: int) -> float | None:
+        """Return the milliseconds from sending a chat to the first text of its answer; None if refused."""
+        text = (
+            f"Letter {number}. A customer in Lyon waits for an invoice since Monday. Answer in two sentences."
+        )
+        body = {"model": self.model, "messages": [{"role": "user", "content": text}], "max_tokens": 4}
+        began = time.monotonic()
+        async with self.client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as answer:
+            if answer.status_code == 503:
+                return None
+            async for line in answer.aiter_lines():
+                if '"content": "' in line and '"content": ""' not in line:
+                    return 1000 * (time.monotonic() - began)
+        raise SystemExit("A chat ended without text.")
 
     async def wait_until_open(self, count: int) -> None:
         deadline = time.monotonic() + READY_SECONDS
@@ -101,6 +118,10 @@ async def measure(installation: Installation, token: str) -> None:
             await asyncio.sleep(0.5)
         load = Load(installation.url, token, models[0]["id"])
         await ask(client, load)  # warms templates and caches
+        while await load.first_token(0) is None:  # the inference process starts
+            await asyncio.sleep(1)
+        found = [await load.first_token(number) for number in range(1, CHATS)]
+        write(f"first token of a chat (goal: {FIRST_GOAL_MS} ms)", [taken or math.inf for taken in found])
         write("pages without streams", await ask(client, load))
         tasks = [asyncio.create_task(load.stream(number)) for number in range(STREAMS)]
         await load.wait_until_open(STREAMS)
