@@ -251,7 +251,7 @@ def gradient_differences(job: dict[str, Any]) -> dict[str, float]:
             scorer = make_scorer(model, model.get_base_model(), examples[:2], torch.device("cpu"))
             assert scorer.is_packed
             batch = scorer.collate(examples, torch.device("cpu"))
-            loss = scorer.training_loss(batch, len(batch.targets))
+            loss, _correct = scorer.training_loss(batch, len(batch.targets))
         else:
             loss = model(input_ids=rows[0], labels=rows[1], attention_mask=mask).loss
         found = torch.autograd.grad(loss, adapted)

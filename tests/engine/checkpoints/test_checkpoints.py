@@ -216,9 +216,10 @@ def test_failed_arm_stays_failed_after_resume(
     fuse, rest = Fuse(7), Recorder()
     real = loss.Scorer.training_loss
 
-    def poisoned(self: Any, batch: Any, labelled: int) -> torch.Tensor:
+    def poisoned(self: Any, batch: Any, labelled: int) -> tuple[torch.Tensor, torch.Tensor]:
         lost = self.model.active_adapter == "arm1" and len(fuse.series("train/loss", 1)) == 1
-        return real(self, batch, labelled) * (math.nan if lost else 1.0)
+        step_loss, correct = real(self, batch, labelled)
+        return step_loss * (math.nan if lost else 1.0), correct
 
     with monkeypatch.context() as poison:
         poison.setattr(loss.Scorer, "training_loss", poisoned)

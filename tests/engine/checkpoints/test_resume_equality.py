@@ -28,7 +28,14 @@ KILLS = 5
 STEPS = 60
 # Checkpoints come with the validations; with several arms the first's come most often.
 INTERVAL = 4
-MEASURED = ("train/loss", "validation/loss", "train/grad_norm", "train/learning_rate")
+MEASURED = (
+    "train/loss",
+    "validation/loss",
+    "train/token_accuracy",
+    "validation/token_accuracy",
+    "train/grad_norm",
+    "train/learning_rate",
+)
 CONTINUES = "Continues from step "
 
 

@@ -78,7 +78,7 @@ def test_fused_packed_rows_give_pefts_losses_and_gradients(
     examples = [example(1, 20, [12, 13, 18]), example(2, 31, [15, 30]), example(3, 17, [14])]
 
     def losses_and_gradients(scorer: Scorer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        gradients = torch.autograd.grad(scorer.training_loss(batch, 6), parameters)
+        gradients = torch.autograd.grad(scorer.training_loss(batch, 6)[0], parameters)
         return scorer.token_losses(batch), torch.cat([item.flatten() for item in gradients])
 
     expected = losses_and_gradients(Scorer(model), pad(examples, CPU))

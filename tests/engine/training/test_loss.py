@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -14,7 +15,8 @@ from workers.contract.specs import PREFIX_TYPES
 from workers.engine.base_models.model import load_base, load_tokenizer, plain_head
 from workers.engine.training.data import Batch, pad, shared_prefix
 from workers.engine.training.encoding import CanonicalRow, Example, encode
-from workers.engine.training.loss import PROVEN_TYPES, LabelledLoss, Scorer, make_scorer
+from workers.engine.training.loss import PROVEN_TYPES, LabelledLoss, Scorer, highest, make_scorer
+from workers.engine.training.packed import PACKED, attention
 
 CPU = torch.device("cpu")
 
@@ -32,7 +34,7 @@ def load(folder: Path, model_type: str, *chats: list[Any]) -> tuple[Any, list[Ex
 def gradient(scorer: Scorer, model: Any, batch: Batch) -> torch.Tensor:
     """The gradient of the lowest layer, which has passed through everything above it."""
     layers = [item.requires_grad_(True) for name, item in model.named_parameters() if ".0." in name]
-    parts = torch.autograd.grad(scorer.training_loss(batch, len(batch.targets)), layers)
+    parts = torch.autograd.grad(scorer.training_loss(batch, len(batch.targets))[0], layers)
     return torch.cat([part.flatten() for part in parts])
 
 
@@ -40,11 +42,13 @@ def gradient(scorer: Scorer, model: Any, batch: Batch) -> torch.Tensor:
 def test_labelled_loss_equals_cross_entropy(chunk: int) -> None:
     torch.manual_seed(1)
     hidden, head = torch.randn(10, 16, requires_grad=True), torch.randn(50, 16)
-    targets, weights = torch.randint(0, 50, (10,)), torch.rand(10)
+    targets, weights = (hidden @ head.T).argmax(-1), torch.rand(10)
+    targets[:4] += 1
     expected = (functional.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
     (wanted,) = torch.autograd.grad(expected, hidden)
-    found = LabelledLoss.apply(hidden, head, targets, weights, chunk)
+    found, correct = LabelledLoss.apply(hidden, head, targets, weights, chunk)
     (gradient,) = torch.autograd.grad(3 * found, hidden)
+    assert int(correct) == 6
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.allclose(gradient, 3 * wanted, atol=1e-6)
 
@@ -56,9 +60,47 @@ def test_an_offset_of_all_logits_costs_no_precision() -> None:
     targets = torch.randint(0, 8192, (100,))
     exact = hidden.detach().double().requires_grad_()
     (wanted,) = torch.autograd.grad(functional.cross_entropy(exact @ head.double().T, targets), exact)
-    found = LabelledLoss.apply(hidden, head, targets, torch.full((100,), 0.01), 256)
+    found, _correct = LabelledLoss.apply(hidden, head, targets, torch.full((100,), 0.01), 256)
     (gradient,) = torch.autograd.grad(found, hidden)
     assert (gradient - wanted).norm() < 2e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("vocabulary", [512, 1003])
+def test_first_of_the_highest_logits_is_found(vocabulary: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randint(0, 300, (50, vocabulary)).float()
+    top, token = highest(logits)
+    assert torch.equal(top, logits.amax(-1))
+    assert token.tolist() == [row.index(max(row)) for row in logits.tolist()]
+
+
+@torch.no_grad()
+def row_with_correct_labels(model: Any, row: int) -> Example:
+    """A row that begins as all others do; Transformers' logits are highest at every second of its labels."""
+    ids = [*range(20, 32), 40 + row]
+    labels = 2 + 2 * row
+    for place in range(labels):
+        predicted = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        ids.append(predicted if place % 2 else (predicted + 1) % model.config.vocab_size)
+    mask = np.arange(len(ids)) >= len(ids) - labels
+    return Example(row, np.array(ids, dtype=np.int32), mask)
+
+
+@pytest.mark.parametrize("model_type", sorted(PROVEN_TYPES))
+def test_every_layout_counts_the_labels_that_transformers_predicts(tmp_path: Path, model_type: str) -> None:
+    model, _examples = load(tmp_path / "m", model_type)
+    examples = [row_with_correct_labels(model, row) for row in range(3)]
+    expected = [place % 2 == 1 for labels in (2, 4, 6) for place in range(labels)]
+    packed = make_scorer(model, model, examples, CPU)
+    assert packed.is_packed
+    for scorer in (Scorer(model), Scorer(model, model.base_model, plain_head(model)), packed):
+        for share_prefix in (False, True):
+            batch = scorer.collate(examples, CPU, share_prefix=share_prefix)
+            with attention(model.config, PACKED if scorer.is_packed else "sdpa"):
+                _losses, is_correct = scorer.token_scores(batch)
+                _loss, correct = scorer.training_loss(batch, len(expected))
+            assert is_correct.tolist() == expected
+            assert int(correct) == 6
 
 
 @pytest.mark.parametrize("model_type", sorted(PROVEN_TYPES))

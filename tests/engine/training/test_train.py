@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import nn
 
 from tests.engine.conftest import Recorder
@@ -21,9 +22,12 @@ from workers.contract.events import ArmEnd, Artifact, Event, KeepAlive, Message,
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import BaseSpec, TargetSpec, TrainSpec
 from workers.engine.base_models import model as model_module
+from workers.engine.base_models.model import load_tokenizer
 from workers.engine.training import loss as loss_module
 from workers.engine.training import reporters
 from workers.engine.training import train as train_module
+from workers.engine.training.data import Split
+from workers.engine.training.encoding import encode
 from workers.engine.training.train import learning_rate, train
 
 MakeSpec = Callable[..., TrainSpec]
@@ -87,16 +91,43 @@ def test_it_overfits_four_examples(make_spec: MakeSpec, tmp_path: Path, record: 
     assert losses[0] > 5
     assert losses[-1] < 0.1
     assert record.series("validation/loss")[-1] < 0.1
+    accuracies = record.series("train/token_accuracy")
+    assert accuracies[0] < 0.1
+    assert accuracies[-1] == record.series("validation/token_accuracy")[-1] == 1
+
+
+def test_validation_counts_what_the_saved_adapter_predicts(
+    make_spec: MakeSpec, tmp_path: Path, record: Recorder, base: BaseSpec
+) -> None:
+    settings = {"r": 8, "learning_rate": 5e-3, "max_steps": 25, "lora_dropout": 0.2}
+    spec = make_spec(**settings, target=everything(8), validation_steps=5, per_device_train_batch_size=3)
+    (end,) = train([spec], tmp_path, report=record)
+    model = PeftModel.from_pretrained(
+        model_module.load_base(base, torch.float32, torch.device("cpu")), tmp_path / "arm-0/adapter"
+    )
+    split, correct = Split(spec.data, "validation"), []
+    for row in encode(load_tokenizer(base), [split.row(index) for index in range(len(split))]):
+        ids = torch.from_numpy(row.ids.astype("int64"))
+        with torch.no_grad():
+            predicted = model(input_ids=ids[None]).logits[0, :-1].argmax(-1)
+        correct += (predicted == ids[1:])[row.loss_mask[1:]].tolist()
+    place = end.summary["published_step"] // 5
+    found = record.series("validation/token_accuracy")[place]
+    assert 0 < found < 1
+    assert found == pytest.approx(sum(correct) / len(correct))
 
 
 def test_accumulation_equals_one_big_batch(make_spec: MakeSpec, tmp_path: Path) -> None:
     rows = [chat("Say it", "word " * (1 + number % 5)) for number in range(16)]
     data = write_canonical(tmp_path / "uneven", rows)
+    settings = {"data": data, "target": everything(8), "r": 8, "max_steps": 12}
     big, small = Recorder(), Recorder()
-    train([make_spec(data=data, per_device_train_batch_size=8)], tmp_path / "a", report=big)
-    spec = make_spec(data=data, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    train([make_spec(**settings, per_device_train_batch_size=8)], tmp_path / "a", report=big)
+    spec = make_spec(**settings, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     train([spec], tmp_path / "b", report=small)
     assert small.series("train/loss") == pytest.approx(big.series("train/loss"), rel=1e-5)
+    assert small.series("train/token_accuracy") == pytest.approx(big.series("train/token_accuracy"))
+    assert big.series("train/token_accuracy")[-1] > 0.1
     assert small.series("train/grad_norm") == pytest.approx(big.series("train/grad_norm"), rel=1e-4)
 
 
@@ -204,8 +235,9 @@ def test_nan_loss_fails_the_arm(
 ) -> None:
     real = loss_module.Scorer.training_loss
 
-    def poisoned(self: Any, batch: Any, labelled: int) -> torch.Tensor:
-        return real(self, batch, labelled) * (math.nan if record.series("train/loss")[2:] else 1.0)
+    def poisoned(self: Any, batch: Any, labelled: int) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, correct = real(self, batch, labelled)
+        return loss * (math.nan if record.series("train/loss")[2:] else 1.0), correct
 
     monkeypatch.setattr(loss_module.Scorer, "training_loss", poisoned)
     with pytest.raises(Diverged, match="step 4 of 6"):

@@ -126,7 +126,7 @@ def test_a_shared_trunk_gives_the_gradients_of_the_whole_model(
     batch = scorer.collate(examples, CPU)
 
     def gradient() -> torch.Tensor:
-        parts = torch.autograd.grad(scorer.training_loss(batch, len(batch.targets)), upper)
+        parts = torch.autograd.grad(scorer.training_loss(batch, len(batch.targets))[0], upper)
         return torch.cat([part.flatten() for part in parts])
 
     wanted = gradient()

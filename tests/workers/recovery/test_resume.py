@@ -91,7 +91,7 @@ def test_continued_training_equals_an_uninterrupted_one(
     Job.objects.filter(kind="evaluate").delete()
     whole = make_run(project, real_dataset, real_base, by=ed, max_steps=STEPS, lora_dropout=0.1)
     attempt(claim("gpu"), lambda: False)
-    for name in ("train/loss", "validation/loss", "train/grad_norm"):
+    for name in ("train/loss", "validation/loss", "train/grad_norm", "train/token_accuracy"):
         assert curve(run, name) == pytest.approx(curve(whole, name), abs=1e-6)
 
 

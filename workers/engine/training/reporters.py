@@ -185,10 +185,13 @@ class OutcomeReporter:
         }
 
 
-def step_metrics(arm: Arm, rate: float, grad_norm: float, tokens: int, seconds: float, peak: int) -> Metrics:
+def step_metrics(
+    arm: Arm, accuracy: float, rate: float, grad_norm: float, tokens: int, seconds: float, peak: int
+) -> Metrics:
     """Return the values of the arm's present step; `peak` is in bytes."""
     values = {
         "train/loss": arm.train_loss,
+        "train/token_accuracy": accuracy,
         "train/learning_rate": rate,
         "train/grad_norm": grad_norm,
         "train/tokens_per_second": tokens / max(seconds, 1e-9),

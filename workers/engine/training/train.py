@@ -103,12 +103,13 @@ def train(
                     runtime.set_random_state(arm.random_state, device)
                     batches = arm.step_examples(step)
                     labelled = sum(example.target_count for batch in batches for example in batch)
-                    loss, tokens = 0.0, 0
+                    loss, correct, tokens = 0.0, 0, 0
                     for examples in batches:
                         batch = scorer.collate(examples, device, share_prefix=learn.allows_shared_prefix)
-                        batch_loss = scorer.training_loss(batch, labelled)
+                        batch_loss, batch_correct = scorer.training_loss(batch, labelled)
                         batch_loss.backward()  # type: ignore[no-untyped-call]
                         loss, tokens = loss + float(batch_loss.detach()), tokens + batch.tokens
+                        correct += int(batch_correct)
                         progress.keep_alive()
                     random_state = runtime.random_state(device)
 
@@ -128,14 +129,15 @@ def train(
                     peak = runtime.peak_memory_bytes(device)
                     arm.record_step(step, loss, tokens, seconds, random_state)
                     arm.record_peak_memory(peak, arms, device)
-                    writer.report_metrics(step_metrics(arm, rate, grad_norm, tokens, seconds, peak))
+                    accuracy = correct / labelled
+                    writer.report_metrics(step_metrics(arm, accuracy, rate, grad_norm, tokens, seconds, peak))
 
                 if arm.is_validation_due(step):
                     lora.set_dropout(modules, False)
                     lora.set_recompute(modules, False)
-                    held_out = validation_loss(scorer, arm, device, should_stop, progress.keep_alive)
-                    arm.record_validation(held_out)
-                    writer.report_metrics(Metrics(arm.index, step, {"validation/loss": held_out}))
+                    held_out = validate(scorer, arm, device, should_stop, progress.keep_alive)
+                    arm.record_validation(held_out["validation/loss"])
+                    writer.report_metrics(Metrics(arm.index, step, held_out))
                     is_validated = True
 
             # A checkpoint comes before the adapters: an attempt that dies while saving only saves again.
@@ -165,16 +167,17 @@ def learning_rate(learn: Hyperparameters, step: int, total_steps: int) -> float:
 
 
 @torch.no_grad()
-def validation_loss(
+def validate(
     scorer: Scorer, arm: Arm, device: torch.device, should_stop: ShouldStop, keep_alive: Callable[[], None]
-) -> float:
-    """Return the mean cross-entropy in nats over all labelled tokens of the arm's validation rows."""
-    total, tokens = 0.0, 0
+) -> dict[str, float]:
+    """Return loss (nats) and token accuracy, both over all labelled tokens of the arm's validation rows."""
+    total, correct, tokens = 0.0, 0, 0
     for examples in micro_batches(
         arm.validation_examples, arm.spec.hyperparameters.per_device_train_batch_size
     ):
         keep_alive()
         stop_if_asked(should_stop)
-        losses = scorer.token_losses(scorer.collate(examples, device))
+        losses, is_correct = scorer.token_scores(scorer.collate(examples, device))
         total, tokens = total + float(losses.double().sum()), tokens + len(losses)
-    return total / tokens
+        correct += int(is_correct.sum())
+    return {"validation/loss": total / tokens, "validation/token_accuracy": correct / tokens}
