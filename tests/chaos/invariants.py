@@ -25,6 +25,7 @@ WITH_ADAPTER = ("succeeded", "stopped_early")
 # Reported at each step; the validation loss only at some of them.
 STEP_METRICS = (
     "train/loss",
+    "train/token_accuracy",
     "train/learning_rate",
     "train/grad_norm",
     "train/tokens_per_second",

@@ -16,13 +16,16 @@ from dashboard.models import MetricSeries, TrainingRun
 
 router = Router()
 MOST_RUNS = 100
-# Curves of every run; empty before their first point.
+# Curves of every run; empty before their first point. Older runs have no token accuracy: the share of
+# answer tokens to which the model gives the highest probability.
 METRICS = (
     "train/loss",
+    "train/token_accuracy",
     "train/learning_rate",
     "train/grad_norm",
     "train/tokens_per_second",
     "validation/loss",
+    "validation/token_accuracy",
     "system/memory_bytes",
 )
 Runs = Annotated[list[Annotated[int, Query(ge=1, le=2**63 - 1)]], Query(min_length=1, max_length=MOST_RUNS)]

@@ -54,6 +54,9 @@ METRICS = {
         Metric("perplexity", _("Perplexity"), NO_UNIT, higher_is_better=False),
         Metric("train/loss", _("Training loss"), NATS, higher_is_better=False),
         Metric("validation/loss", _("Validation loss"), NATS, higher_is_better=False),
+        # The share of answer tokens that the model ranks first when it has read all tokens before them.
+        Metric("train/token_accuracy", _("Token accuracy (training)"), SHARE, higher_is_better=True),
+        Metric("validation/token_accuracy", _("Token accuracy (validation)"), SHARE, higher_is_better=True),
     )
 }
 # Every item of an evaluation has a score of these, so that two adapters can be compared in pairs.

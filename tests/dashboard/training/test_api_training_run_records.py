@@ -33,7 +33,8 @@ def test_it_returns_a_curve_and_its_later_points(api: Client, run: TrainingRun) 
 
 
 def test_a_known_curve_is_empty_before_its_first_point(api: Client, run: TrainingRun) -> None:
-    assert api.get(f"{RUNS}/{run.pk}/metrics?name=validation/loss").json()["points"] == []
+    for name in ("validation/loss", "train/token_accuracy", "validation/token_accuracy"):
+        assert api.get(f"{RUNS}/{run.pk}/metrics?name={name}").json()["points"] == []
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,20 @@ def test_it_is_a_fragment(client: Client, vera: User, run: TrainingRun) -> None:
 
 
 def test_it_shows_the_last_values(client: Client, vera: User, run: TrainingRun) -> None:
-    for name, value in (("train/tokens_per_second", 187.5), ("system/memory_bytes", 1.5e9)):
+    values = {
+        "train/tokens_per_second": 187.5,
+        "system/memory_bytes": 1.5e9,
+        "train/token_accuracy": 0.625,
+    }
+    for name, value in values.items():
         MetricSeries.objects.append(run, name, [(1, value)])
     page = region_of(client, vera, run)
     assert "188" in page
     assert "1.5 GB" in page
+    assert "62.5 %" in page
+    MetricSeries.objects.append(run, "validation/token_accuracy", [(1, 0.375)])
+    page = region_of(client, vera, run)
+    assert ("37.5 %" in page, "62.5 %" in page) == (True, False)
 
 
 @pytest.mark.parametrize(
