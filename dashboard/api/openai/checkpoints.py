@@ -7,14 +7,15 @@ from typing import Any
 from ninja import Router
 
 from dashboard.api.access import Call
-from dashboard.api.openai.events import finite
 from dashboard.api.openai.jobs import PREFIX, adapter_of, fetch
 from dashboard.api.openai.lists import DEFAULT_LIMIT, After, Limit, listing, seconds, wrong_after
+from dashboard.api.openai.metrics import curves_of, values_at
 from dashboard.api.openai.models import checkpoint_name, published_step
 from dashboard.api.refusals import refuse_others
 from dashboard.models import Adapter, TrainingRun
 
 router = Router()
+VALIDATED = ("valid_loss", "valid_mean_token_accuracy")
 
 
 @router.get("/{str:job}/checkpoints")
@@ -33,9 +34,13 @@ def index(request: Call, job: str, limit: Limit = DEFAULT_LIMIT, after: After = 
 
 
 def serialize_checkpoint(run: TrainingRun, adapter: Adapter) -> dict[str, Any]:
-    """Return the checkpoint object of a run's published weights."""
+    """Return the checkpoint object of a run's published weights.
+
+    `full_valid_` metrics are of all validation rows: equal to `valid_` if every row was used, else null.
+    """
     step = published_step(adapter)
-    curves = {series.name: dict(series.points()) for series in run.metric_series.all()}
+    metrics = values_at(curves_of(run), step)
+    has_used_all = run.measured.get("validation_rows") == run.dataset_version.splits.get("validation", 0)
     return {
         "id": f"ftckpt_{run.pk}-{step}",
         "object": "fine_tuning.job.checkpoint",
@@ -45,11 +50,7 @@ def serialize_checkpoint(run: TrainingRun, adapter: Adapter) -> dict[str, Any]:
         "step_number": step,
         "metrics": {
             "step": step,
-            "train_loss": finite(curves.get("train/loss", {}).get(step)),
-            "train_mean_token_accuracy": None,
-            "valid_loss": finite(curves.get("validation/loss", {}).get(step)),
-            "valid_mean_token_accuracy": None,
-            "full_valid_loss": None,
-            "full_valid_mean_token_accuracy": None,
+            **metrics,
+            **{f"full_{name}": metrics[name] if has_used_all else None for name in VALIDATED},
         },
     }

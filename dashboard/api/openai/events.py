@@ -1,8 +1,7 @@
-"""The events of a job, newest first: its history, and the losses of each step."""
+"""The events of a job, newest first: its history, and the metrics of each step."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -13,6 +12,7 @@ from ninja import Router
 from dashboard.api.access import Call
 from dashboard.api.openai.jobs import fetch
 from dashboard.api.openai.lists import DEFAULT_LIMIT, After, Limit, listing, seconds, wrong_after
+from dashboard.api.openai.metrics import curves_of, values_at
 from dashboard.api.refusals import refuse_others
 from dashboard.models import JobEvent, TrainingRun
 
@@ -49,8 +49,8 @@ def newest_first(run: TrainingRun) -> Iterator[dict[str, Any]]:
 
 def step_events(run: TrainingRun, history: list[JobEvent]) -> Iterator[dict[str, Any]]:
     """Yield an event for each step. Times of steps are not stored: they are spread over the training."""
-    curves = {series.name: dict(series.points()) for series in run.metric_series.all()}
-    losses, validated = curves.get("train/loss", {}), curves.get("validation/loss", {})
+    curves = curves_of(run)
+    losses = curves["train_loss"]
     started = next(
         (event.created_at for event in reversed(history) if event.event == "progress"), run.created_at
     )
@@ -64,13 +64,7 @@ def step_events(run: TrainingRun, history: list[JobEvent]) -> Iterator[dict[str,
             "level": "info",
             "message": f"Step {step}/{total_steps}: training loss={losses[step]:.4f}",
             "type": "metrics",
-            "data": {
-                "step": step,
-                "total_steps": total_steps,
-                "train_loss": finite(losses[step]),
-                "train_mean_token_accuracy": None,
-                "valid_loss": finite(validated.get(step)),
-            },
+            "data": {"step": step, "total_steps": total_steps, **values_at(curves, step)},
         }
 
 
@@ -96,8 +90,3 @@ def serialize_event(event: JobEvent) -> dict[str, Any]:
         "type": "message",
         "data": None,
     }
-
-
-def finite(value: float | None) -> float | None:
-    """Replace NaN and infinity, which JSON does not have, by None."""
-    return value if value is not None and math.isfinite(value) else None

@@ -15,6 +15,7 @@ from ninja import File, Form, Query, Router, UploadedFile
 from dashboard.api.access import Call
 from dashboard.api.catalog.base_models import refuse_errors
 from dashboard.api.openai.lists import After, listing, missing, number_in, seconds, wrong_after
+from dashboard.api.openai.metrics import curves_of, values_at
 from dashboard.api.openai.retries import start_once
 from dashboard.api.refusals import Refusal, invalid, refuse_others
 from dashboard.downloads import csv_file, ranged_file
@@ -208,10 +209,8 @@ def upload_content(request: Call, version: DatasetVersion) -> HttpResponseBase:
 
 
 def metrics_file(run: TrainingRun) -> HttpResponseBase:
-    """Return the losses of a run by step. Token accuracy is not measured, so its columns are empty."""
-    curves = {series.name: dict(series.points()) for series in run.metric_series.all()}
-    trained, validated = curves.get("train/loss", {}), curves.get("validation/loss", {})
-    rows = (
-        [step, trained.get(step), None, validated.get(step), None] for step in sorted({*trained, *validated})
-    )
+    """Return loss and token accuracy of a run by step."""
+    curves = curves_of(run)
+    steps = sorted({*curves["train_loss"], *curves["valid_loss"]})
+    rows = ([step, *values_at(curves, step).values()] for step in steps)
     return csv_file("step_metrics.csv", [COLUMNS, *rows])

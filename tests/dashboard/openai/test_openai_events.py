@@ -24,10 +24,30 @@ def test_events_are_history_and_losses_newest_first(client: OpenAI, adapter: Ada
         "train_loss": pytest.approx(0.6),
         "train_mean_token_accuracy": None,
         "valid_loss": 1.25,
+        "valid_mean_token_accuracy": None,
     }
     messages = [event.message for event in events if event.type == "message"]
     assert (messages[0], messages[-1]) == ("Finished", "Waiting in the queue")
     assert {event.level for event in events} == {"info"}
+
+
+def measure_token_accuracy(run: TrainingRun, **measured: int) -> None:
+    """Store what a training measures; without it, the run is an older one."""
+    MetricSeries.objects.append(run, "train/token_accuracy", [(step, step / 16) for step in range(1, 11)])
+    MetricSeries.objects.append(run, "validation/token_accuracy", [(5, 0.25), (10, 0.5)])
+    run.measured |= measured
+    run.save(update_fields=["measured"])
+
+
+def test_steps_have_their_token_accuracy(client: OpenAI, adapter: Adapter) -> None:
+    measure_token_accuracy(adapter.run)
+    events = client.fine_tuning.jobs.list_events(f"ftjob-{adapter.run_id}")
+    steps = {event.data["step"]: event.data for event in events if event.type == "metrics"}  # type: ignore[index]
+    found = [
+        (steps[step]["train_mean_token_accuracy"], steps[step]["valid_mean_token_accuracy"])  # type: ignore[index]
+        for step in (4, 5)
+    ]
+    assert found == [(0.25, None), (0.3125, 0.25)]
 
 
 def test_loss_that_is_no_number_is_null(client: OpenAI, run: TrainingRun) -> None:
@@ -66,7 +86,20 @@ def test_checkpoint_of_a_finished_job_is_its_model(client: OpenAI, adapter: Adap
     assert (checkpoint.step_number, checkpoint.fine_tuned_model_checkpoint) == (10, name)
     assert checkpoint.metrics.train_loss == pytest.approx(0.3)
     assert checkpoint.metrics.valid_loss == 0.75
+    assert checkpoint.metrics.train_mean_token_accuracy is None
     assert client.models.retrieve(name).id == name.removesuffix(":ckpt-step-10")
+
+
+@pytest.mark.parametrize(("rows", "loss", "accuracy"), [(2, 0.75, 0.5), (1, None, None)])
+def test_full_validation_is_that_on_all_rows(
+    client: OpenAI, adapter: Adapter, rows: int, loss: float | None, accuracy: float | None
+) -> None:
+    assert adapter.run.dataset_version.splits["validation"] == 2
+    measure_token_accuracy(adapter.run, validation_rows=rows)
+    [checkpoint] = client.fine_tuning.jobs.checkpoints.list(f"ftjob-{adapter.run_id}")
+    metrics = checkpoint.metrics
+    assert (metrics.train_mean_token_accuracy, metrics.valid_mean_token_accuracy) == (0.625, 0.5)
+    assert (metrics.full_valid_loss, metrics.full_valid_mean_token_accuracy) == (loss, accuracy)
 
 
 def test_running_job_has_no_checkpoint_to_use(client: OpenAI, run: TrainingRun) -> None:

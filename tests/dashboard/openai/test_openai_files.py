@@ -18,6 +18,7 @@ from dashboard.models import (
     Dataset,
     DatasetVersion,
     Job,
+    MetricSeries,
     Project,
     Role,
     State,
@@ -145,6 +146,10 @@ def test_results_are_metrics_and_adapter(client: OpenAI, adapter: Adapter) -> No
     table = list(csv.reader(io.StringIO(client.files.content(metrics.id).text)))
     assert table[0] == ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
     assert table[5] == ["5", "0.6000000238418579", "", "1.25", ""]
+    MetricSeries.objects.append(adapter.run, "train/token_accuracy", [(5, 0.25)])
+    MetricSeries.objects.append(adapter.run, "validation/token_accuracy", [(5, 0.5)])
+    table = list(csv.reader(io.StringIO(client.files.content(metrics.id).text)))
+    assert table[5] == ["5", "0.6000000238418579", "0.25", "1.25", "0.5"]
     with zipfile.ZipFile(io.BytesIO(client.files.content(archive.id).read())) as folder:
         assert any(name.endswith("adapter_model.safetensors") for name in folder.namelist())
     assert client.files.retrieve(metrics.id).filename == "step_metrics.csv"

@@ -63,11 +63,14 @@ def test_program_fine_tunes_a_model(
     events = list(client.fine_tuning.jobs.list_events(job.id, limit=2))
     steps = [event.data for event in events if event.type == "metrics"]
     assert [step["step"] for step in steps] == [2, 1]  # type: ignore[index]
+    accuracies = [step["train_mean_token_accuracy"] for step in steps]  # type: ignore[index]
+    assert all(0 <= accuracy <= 1 for accuracy in accuracies)
     assert events[0].created_at >= events[-1].created_at
 
     metrics, archive = (client.files.retrieve(file_id) for file_id in job.result_files)
     table = list(csv.DictReader(io.StringIO(client.files.content(metrics.id).text)))
     assert float(table[-1]["train_loss"]) == pytest.approx(steps[0]["train_loss"])  # type: ignore[index]
+    assert float(table[-1]["train_accuracy"]) == accuracies[0]
     with zipfile.ZipFile(io.BytesIO(client.files.content(archive.id).read())) as folder:
         assert folder.testzip() is None
         assert any(name.endswith("/adapter_config.json") for name in folder.namelist())
@@ -77,4 +80,11 @@ def test_program_fine_tunes_a_model(
     assert client.models.retrieve(job.fine_tuned_model).owned_by == "support"
     assert job.fine_tuned_model in [model.id for model in client.models.list()]
     [checkpoint] = client.fine_tuning.jobs.checkpoints.list(job.id)
+    values = checkpoint.metrics
+    assert values.train_mean_token_accuracy in accuracies
+    assert values.valid_mean_token_accuracy is not None
+    assert 0 <= values.valid_mean_token_accuracy <= 1
+    # So few validation rows are all used.
+    assert values.full_valid_loss == values.valid_loss
+    assert values.full_valid_mean_token_accuracy == values.valid_mean_token_accuracy
     assert client.models.retrieve(checkpoint.fine_tuned_model_checkpoint).id == job.fine_tuned_model
