@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from dashboard.models import Job, Project, TrainingRun, User, WorkerNode
@@ -79,6 +81,20 @@ def test_the_order_follows_a_start_of_the_project(
         state="succeeded", **dict.fromkeys(("started_at", "finished_at"), timezone.now())
     )
     assert QueueForecast.read(["cpu"]).positions == {other.pk: 1, first.pk: 2}
+
+
+def test_waiting_jobs_are_read_once_per_change(project: Project, node: WorkerNode) -> None:
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as captured:
+            QueueForecast.read(["cpu"])
+        return len(captured)
+
+    submit(project)
+    first = queries()
+    assert queries() == first - 1
+    added = submit(project)
+    assert queries() == first
+    assert added.pk in QueueForecast.read(["cpu"]).order["cpu"]
 
 
 def test_the_workers_share_what_is_ahead(project: Project, node: WorkerNode) -> None:
