@@ -103,7 +103,13 @@ NOT_HERE = {
     *("share-link-create", "share-link-revoke", "share-link-open"),
     *("token-create", "token-revoke", "storage-clean-up", "compute-budget-change"),
     *("webhook-create", "webhook-delete"),
-    *("training-run-csv", "adapter-csv", "training-run-annotate", "training-run-selection"),
+    *(
+        "training-run-csv",
+        "training-run-states",
+        "adapter-csv",
+        "training-run-annotate",
+        "training-run-selection",
+    ),
     *("target-module-config-explain", "target-module-config-export"),
     *("worker-pause", "worker-resume", "queue-prioritise", "playground-start", "playground-answer"),
     # `test_playground.py` looks at them.
