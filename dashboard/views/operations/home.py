@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -17,8 +18,10 @@ from dashboard.models import (
     Adapter,
     ComputeBudget,
     DatasetVersion,
+    Decision,
     Evaluation,
     Job,
+    JobEvent,
     Project,
     Role,
     State,
@@ -31,8 +34,10 @@ from dashboard.models.jobs.queue_forecast import QueueForecast
 from dashboard.models.operations.stalled_queue import merge_stalled, stalled_queues
 from dashboard.presenters.month_overview import FAILURE_FIELDS, MonthOverview
 from dashboard.presenters.study_grid import grid_of
+from dashboard.views.kept_parts import KeptParts
 
 ROWS = 5
+MONTH_SECONDS = 10
 # Home lists newer failures only.
 FAILURE_AGE = timedelta(days=14)
 
@@ -52,9 +57,11 @@ def index(request: Request) -> HttpResponse:
     }
     status = None
     if checklist is None and is_manager(request):
-        status = BudgetStatus.for_project(project)
+        parts = month_parts(request, project)
         # The month names the verdicts by dataset.
-        context |= month_context(project, status)
+        context["month_part"] = parts.part("operations/home/_month.html", lambda month: month)
+        context["has_charts"] = parts.once("charts", lambda month: bool(month["charts"]))
+        status = parts.once("budget", lambda month: month["month"].budget)
     else:
         context["verdicts"] = verdicts(project)
     context["budget"] = nearly_used_budget(project, request.user, status)
@@ -66,9 +73,20 @@ def is_manager(request: Request) -> bool:
     return any(own.project == request.project and own.role == Role.MANAGER for own in request.memberships)
 
 
-def month_context(project: Project, status: BudgetStatus) -> dict[str, Any]:
-    """Return the month at a glance, which managers see first."""
-    month = MonthOverview.of(project, status)
+def month_parts(request: Request, project: Project) -> KeptParts[dict[str, Any]]:
+    """Return the month at a glance, which managers see first, as it was at most MONTH_SECONDS ago.
+
+    What happens to jobs, decisions and the budget is shown at once.
+    """
+    events, decisions = JobEvent.objects.all(), Decision.objects.filter(project=project)
+    newest = [rows.order_by("-pk").values_list("pk", flat=True).first() for rows in (events, decisions)]
+    stamp = [project.pk, *newest, ComputeBudget.objects.hours_of(project), time.time() // MONTH_SECONDS]
+    return KeptParts(request, f"month {stamp}", lambda: month_context(project))
+
+
+def month_context(project: Project) -> dict[str, Any]:
+    """Return what the month shows."""
+    month = MonthOverview.of(project, BudgetStatus.for_project(project))
     rows = best_scores.best_scores(project)
     return {
         "month": month,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.cache import caches
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -13,9 +15,20 @@ from django.urls import reverse
 from django.utils import timezone
 
 from dashboard.charts import best_scores
-from dashboard.models import BaseModel, Dataset, DatasetVersion, Decision, Project, Study, TrainingRun, User
+from dashboard.models import (
+    BaseModel,
+    Dataset,
+    DatasetVersion,
+    Decision,
+    Project,
+    State,
+    Study,
+    TrainingRun,
+    User,
+)
 from dashboard.presenters import month_overview
-from tests.conftest import make_dataset, make_run
+from dashboard.views.operations import home as views
+from tests.conftest import finish, make_dataset, make_run
 from tests.dashboard.conftest import evaluate, publish, start_training
 from tests.dashboard.studies.factories import Table, conclude, make_study
 
@@ -35,6 +48,8 @@ def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -
 
 
 def home(client: Client, user: User) -> Any:
+    """Return the page as a process draws it that has drawn none."""
+    caches["rendered"].clear()
     client.force_login(user)
     return client.get("/")
 
@@ -217,3 +232,39 @@ def test_more_rows_need_no_more_queries(
     for number in range(1, 4):
         add(number)
     assert queries() <= few
+
+
+def month_of(client: Client) -> str:
+    """Return the month's part of the page."""
+    page = client.get("/").content.decode()
+    return page.partition('class="month"')[2].partition('id="running"')[0]
+
+
+def test_the_month_is_kept_until_something_happens(
+    client: Client, mara: User, run: TrainingRun, study: Study
+) -> None:
+    publish(run)
+    failing = make_run(run.project, run.dataset_version.dataset, run.base_model)
+    before = text(client, mara)
+    Dataset.objects.update(name="Renamed")
+    with CaptureQueriesContext(connection) as kept:
+        assert "Renamed" not in month_of(client)
+    assert failing.job
+    finish(failing.job, State.FAILED, error_code="diverged", error_message="The loss grew too much.")
+    with CaptureQueriesContext(connection) as drawn:
+        after = month_of(client)
+    assert "The loss grew too much." not in before
+    assert "The loss grew too much." in after
+    assert "Renamed" in after
+    assert len(kept) < len(drawn) - 10
+
+
+def test_the_month_is_drawn_anew_after_some_seconds(
+    client: Client, mara: User, run: TrainingRun, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(run)
+    home(client, mara)
+    Dataset.objects.update(name="Renamed")
+    later = time.time() + views.MONTH_SECONDS
+    monkeypatch.setattr(views.time, "time", lambda: later)
+    assert "Renamed" in month_of(client)
