@@ -90,15 +90,15 @@ class HyperparametersIn(create_model("Hyperparameters", __base__=Schema, **HYPER
         return ChosenSettings.of(self.dict())
 
 
-def newest_version(request: Call, pk: int) -> DatasetVersion:
+def newest_version(request: Call, pk: int, field: str = "dataset") -> DatasetVersion:
     """Return the newest imported version of the dataset."""
     try:
         version = datasets.fetch(request, pk).newest_ready()
     except Http404 as error:
-        raise unknown("dataset", _("dataset")) from error
+        raise unknown(field, _("dataset")) from error
     if version is None:
         message = _("No version of this dataset is imported yet. Look at its state first.")
-        raise Refusal(409, "not_ready", message, "dataset")
+        raise Refusal(409, "not_ready", message, field)
     return version
 
 

@@ -17,6 +17,7 @@ from workers.contract.hyperparameters import SETTINGS
 
 SOURCE_LABELS = {
     "dataset": gettext_lazy("Dataset"),
+    "validation_dataset": gettext_lazy("Validation dataset"),
     "base_model": gettext_lazy("Base model"),
     "target_modules": gettext_lazy("Target modules"),
 }

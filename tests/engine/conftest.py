@@ -67,6 +67,7 @@ def spec_maker(base: BaseSpec, data: DataSpec) -> MakeSpec:
 
     def make(**changes: Any) -> TrainSpec:
         fields = ("name", "base", "data", "target", "validation_steps", "validation_rows", "dtype")
+        fields += ("validation_data",)
         outer = {name: changes.pop(name) for name in fields if name in changes}
         learn = {"r": 4, "learning_rate": 1e-2, "max_steps": 6, "per_device_train_batch_size": 4} | changes
         if "num_train_epochs" in learn:

@@ -93,11 +93,15 @@ class TargetSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
-    """One arm: base + data + target modules + hyperparameters. Several arms of one call share a base."""
+    """One arm: base + data + target modules + hyperparameters. Several arms of one call share a base.
+
+    `validation_data`: all of its rows are the validation rows, in place of those of `data`.
+    """
 
     name: str
     base: BaseSpec
     data: DataSpec
+    validation_data: DataSpec | None = None
     target: TargetSpec
     hyperparameters: Hyperparameters
     preset: str = ""
@@ -276,11 +280,12 @@ def digest_spec(spec: dict[str, Any]) -> str:
 
     Names and places are left out. The hash of the data covers its test rows, which may be sealed later.
     """
-    base, data = spec["base"].get("sha256"), spec["data"].get("sha256")
-    if not base or not data:
+    named = ("base", "data", *(["validation_data"] if spec.get("validation_data") else []))
+    hashes = {name: spec[name].get("sha256") for name in named}
+    if not all(hashes.values()):
         return ""
     counted = {key: value for key, value in spec.items() if key not in ("name", "preset")}
-    text = json.dumps(counted | {"base": base, "data": data}, sort_keys=True)
+    text = json.dumps(counted | hashes, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -307,8 +312,9 @@ def from_dict(kind: type[SpecT], values: dict[str, Any]) -> SpecT:
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]
-        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-            arguments[name] = from_dict(typing.cast("type[Any]", hint), value)
+        nested = [one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one)]
+        if nested and isinstance(value, dict):
+            arguments[name] = from_dict(typing.cast("type[Any]", nested[0]), value)
         elif typing.get_origin(hint) is tuple and isinstance(value, list):
             arguments[name] = tuple(value)
         else:

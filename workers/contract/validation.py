@@ -1,9 +1,10 @@
 """Rows and steps of a training's validations: engine, forecast and tests ask here.
 
 Validation may cost a tenth of the tokens that are trained on. Rows are counted instead of tokens, because
-both splits come from one dataset. Few rows make the loss noisy, and few validations make the curve coarse:
-the rows come first, up to `MOST_ROWS`, then the number of validations. The floor of `FEWEST_ROWS` outranks
-the tenth, so only a run on fewer than ten times as many rows exceeds it.
+both splits come from one dataset; rows of another dataset count by their mean length. Few rows make the loss
+noisy, and few validations make the curve coarse: the rows come first, up to `MOST_ROWS`, then the number of
+validations. The floor of `FEWEST_ROWS` outranks the tenth, so only a run on fewer than ten times as many rows
+exceeds it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ class ValidationPlan:
     steps: tuple[int, ...]
 
 
-def plan_validation(total_steps: int, trained_rows: int, available_rows: int) -> ValidationPlan:
+def plan_validation(
+    total_steps: int, trained_rows: int, available_rows: int, row_cost: float = 1.0
+) -> ValidationPlan:
     """Return the plan of a run that reads `trained_rows` rows in all its steps, repeated ones included.
 
-    The last step is always validated, and with two validations the untrained adapter too.
+    The last step is always validated, and with two validations the untrained adapter too. `row_cost`: tokens
+    of a mean validation row by those of a mean training row.
     """
-    budget = SHARE * trained_rows
+    budget = SHARE * trained_rows / row_cost
     rows = min(available_rows, max(FEWEST_ROWS, min(MOST_ROWS, int(budget / USUAL_VALIDATIONS))))
     if not rows:
         return ValidationPlan(0, ())

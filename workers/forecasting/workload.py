@@ -104,11 +104,17 @@ class Workload:
 
 
 def estimate_workload(
-    rows: RowLengths, learn: Hyperparameters, *, is_packed: bool, validation_rows: int = 0
+    rows: RowLengths,
+    learn: Hyperparameters,
+    *,
+    is_packed: bool,
+    validation_rows: int = 0,
+    validation_lengths: RowLengths | None = None,
 ) -> Workload:
     """Return the workload of a run on rows that `RowLengths.truncated` has cut.
 
-    `is_packed`: whether rows of this model type are packed; `validation_rows`: rows of that split.
+    `is_packed`: whether rows of this model type are packed; `validation_rows`: rows to choose from;
+    `validation_lengths`: theirs, if they are of another dataset.
     """
     steps = learn.total_steps(rows.rows)
     batch = min(learn.per_device_train_batch_size, rows.rows)
@@ -125,9 +131,11 @@ def estimate_workload(
     spread = math.sqrt(batch * 2 * math.log(steps)) * statistics.pstdev(rows.lengths) if is_packed else 0.0
     most = batch * (longest_row - prefix) + prefix
     largest = min(most, computed[0] + spread) if is_packed else most
-    plan = plan_validation(steps, steps * drawn, validation_rows)
-    mean = statistics.fmean(rows.lengths)
-    validation_tokens = len(plan.steps) * (plan.rows * (mean - prefix) + prefix)
+    validated = validation_lengths or rows
+    mean, validated_mean = statistics.fmean(rows.lengths), statistics.fmean(validated.lengths)
+    plan = plan_validation(steps, steps * drawn, validation_rows, validated_mean / mean)
+    validated_prefix = min(prefix, validated.prefix)
+    validation_tokens = len(plan.steps) * (plan.rows * (validated_mean - validated_prefix) + validated_prefix)
     return Workload(
         steps=steps,
         micro_batches=micro_batches,
@@ -142,7 +150,7 @@ def estimate_workload(
         learned_tokens=drawn * rows.learned,
         total_tokens=steps * drawn * mean,
         validation_tokens=validation_tokens,
-        validation_attention_pairs=validation_tokens * mean / 2,
-        validation_learned_tokens=len(plan.steps) * plan.rows * rows.learned,
+        validation_attention_pairs=validation_tokens * validated_mean / 2,
+        validation_learned_tokens=len(plan.steps) * plan.rows * validated.learned,
         validations=len(plan.steps),
     )

@@ -40,7 +40,7 @@ def serialize_checkpoint(run: TrainingRun, adapter: Adapter) -> dict[str, Any]:
     """
     step = published_step(adapter)
     metrics = values_at(curves_of(run), step)
-    has_used_all = run.measured.get("validation_rows") == run.dataset_version.splits.get("validation", 0)
+    has_used_all = run.measured.get("validation_rows") == run.available_validation_rows
     return {
         "id": f"ftckpt_{run.pk}-{step}",
         "object": "fine_tuning.job.checkpoint",

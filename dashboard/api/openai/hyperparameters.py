@@ -36,6 +36,13 @@ NAMES = {
     "gradient_accumulation_steps": "batch_size",
     "learning_rate": "learning_rate_multiplier",
 }
+# Fields of a SpecError that are no hyperparameters.
+PARAMETERS = {
+    "confirmed": "confirmed",
+    "seed": "seed",
+    "target_module_config": "preset",
+    "validation_dataset": "validation_file",
+}
 EXTRAS = ("r", "lora_alpha", "lora_dropout", "preset")
 
 automatic = BeforeValidator(lambda value: None if value == AUTOMATIC else value)
@@ -90,7 +97,9 @@ class Choices:
 class JobIn(Schema):
     """A job to create. `r`, `lora_alpha`, `lora_dropout` and `preset` may also stand beside `model`.
 
-    `confirmed` accepts the warnings of a preset.
+    `confirmed` accepts the warnings of a preset. All rows of `validation_file` are the validation rows, in
+    place of those that the import took out of the training file, which are then not used. Test rows are those
+    of the training file.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -117,11 +126,6 @@ class JobIn(Schema):
         for name in ("dpo", "reinforcement"):
             if self.method and getattr(self.method, name) is not None:
                 raise invalid(f"method.{name}", _("Only supervised fine-tuning is available."))
-        if self.validation_file:
-            message = _(
-                "Leave out `validation_file`: Graftworks takes validation rows out of the training file."
-            )
-            raise invalid("validation_file", message)
 
     def chosen(self, base_model: BaseModel) -> Choices:
         """Return the settings of the request; those of `method` come before the older place."""
@@ -170,7 +174,7 @@ def rate(base_model: BaseModel, multiplier: float | None, place: str) -> float |
 
 def renamed(error: SpecError, place: str) -> Refusal:
     """Return the refusal of a setting under the name that the request used."""
-    name = {"confirmed": "confirmed", "seed": "seed", "target_module_config": "preset"}.get(error.field)
+    name = PARAMETERS.get(error.field)
     field = name or f"{place}{NAMES.get(error.field, error.field)}"
     status = 409 if error.field in ("dataset", "base_model") else 400
     return Refusal(status, "invalid", error.message, field)

@@ -98,7 +98,7 @@ def serialize_job(run: TrainingRun) -> dict[str, Any]:
         "status": status,
         "trained_tokens": run.measured.get("tokens"),
         "training_file": upload_id(run.dataset_version),
-        "validation_file": None,
+        "validation_file": upload_id(run.validation_version) if run.validation_version else None,
         "estimated_finish": int(timezone.now().timestamp() + run.seconds_left) if is_open else None,
         "integrations": None,
         "metadata": run.metadata,
@@ -108,7 +108,7 @@ def serialize_job(run: TrainingRun) -> dict[str, Any]:
 
 @router.post("")
 def create(request: Call, payload: JobIn) -> dict[str, Any]:
-    """Queue a fine-tune. The validation rows are taken from the training file."""
+    """Queue a fine-tune. Without a validation file, the validation rows are taken from the training file."""
     job = start_once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key))
     return serialize_job(visible(request).get(job=job))
 
@@ -119,8 +119,9 @@ def launch(request: Call, payload: JobIn, key: str) -> Job:
     base_model = find(request, payload.model)
     if not isinstance(base_model, BaseModel):
         raise invalid("model", _("A fine-tuned model cannot be trained further. Choose a base model."))
-    version = fetch_upload(request, payload.training_file, "training_file")
-    require_imported(version)
+    version, validation = imported(request, payload.training_file, "training_file"), None
+    if payload.validation_file is not None:
+        validation = imported(request, payload.validation_file, "validation_file")
     chosen = payload.chosen(base_model)
     config = config_of(request, chosen.preset)
     run = TrainingRun(
@@ -128,13 +129,14 @@ def launch(request: Call, payload: JobIn, key: str) -> Job:
         created_by=request.auth.user,
         name=payload.suffix or "",
         dataset_version=version,
+        validation_version=validation,
         base_model=base_model,
         target_module_config=config,
         metadata=payload.metadata or {},
     )
     try:
         settings = ChosenSettings.of(chosen.values)
-        learn = settings.resolve(RunForecaster.load(base_model, version), [config])
+        learn = settings.resolve(RunForecaster.load(base_model, version, validation), [config])
         run.freeze(learn, confirmed=chosen.confirmed)
         run.launch(key)
     except SpecError as error:
@@ -145,17 +147,21 @@ def launch(request: Call, payload: JobIn, key: str) -> Job:
     return cast("Job", run.job)
 
 
-def require_imported(version: DatasetVersion) -> None:
-    """Refuse a file that is not processed. OpenAI's clients ask again by themselves while it is waiting."""
+def imported(request: Call, file: str, field: str) -> DatasetVersion:
+    """Return the rows of a file, or refuse one that is not processed.
+
+    OpenAI's clients ask again by themselves while it is waiting.
+    """
+    version = fetch_upload(request, file, field)
     if version.is_ready:
-        return
+        return version
     if version.job and version.job.is_over:
         error = version.job.error
         message = error["message"] if error else _("The import of this file was stopped.")
-        raise invalid("training_file", message)
+        raise invalid(field, message)
     message = _("This file is still being processed. Wait until its status is `processed`.")
     headers = {"Retry-After": IMPORT_SECONDS, "x-should-retry": "true"}
-    raise Refusal(400, "file_not_processed", message, "training_file", headers)
+    raise Refusal(400, "file_not_processed", message, field, headers)
 
 
 @router.get("")

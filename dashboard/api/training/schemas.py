@@ -17,6 +17,8 @@ from dashboard.api.texts import Name, Note
 class RunIn(Schema):
     """A run to launch, on the newest imported version of the dataset.
 
+    `validation_dataset`: all rows of its newest imported version are the validation rows, in place of those
+    of `dataset`, which are then not used. Test rows are those of `dataset`.
     `confirmed` accepts the warnings of the target modules. The refusal states them, and the list of
     target-module configs returns them as `confirm`. `reuse`: return a finished run with equal settings, data,
     base model, seed and engine version, if there is one, in place of training it again.
@@ -26,6 +28,7 @@ class RunIn(Schema):
 
     name: Name = ""
     dataset: StrictInt
+    validation_dataset: StrictInt | None = None
     base_model: StrictInt | None = None
     target_module_config: IdOrSlug
     hyperparameters: HyperparametersIn | None = None
@@ -103,7 +106,8 @@ class RunOut(Answer):
     `resumable_from`: the step to resume from, or null. `adjustments`: changes of the batch after the device
     ran out of memory. `starts_at`: expected start of a waiting run, or null. `origin`: hashes, versions and
     device; null for values that are not known yet. `reused_from`: the finished run that stands in for this
-    one in a study, or null. `scores`: by metric; empty until the run's evaluation, or its study, has ended.
+    one in a study, or null. `validation_dataset`: null for the validation rows of `dataset`. `scores`: by
+    metric; empty until the run's evaluation, or its study, has ended.
     """
 
     id: int
@@ -111,6 +115,7 @@ class RunOut(Answer):
     reused_from: int | None
     state: str
     dataset: int
+    validation_dataset: int | None
     base_model: int
     target_module_config: int
     hyperparameters: dict[str, Any]

@@ -61,6 +61,7 @@ LOG_LINES = 1000
 READ: dict[str, tuple[type[Model], tuple[str, ...]]] = {
     "job": (Job, ("state", "phase", "step", "error_code", "error_message", "keep")),
     "dataset_version": (DatasetVersion, ("dataset", "splits")),
+    "validation_version": (DatasetVersion, ("dataset",)),
     "adapter": (Adapter, ("run", "name", "version")),
 }
 
@@ -99,6 +100,7 @@ def run_entry(
         "reused_from": run.reused_from_id,
         "state": run.state,
         "dataset": run.dataset_version.dataset_id,
+        "validation_dataset": run.validation_version.dataset_id if run.validation_version else None,
         "base_model": run.base_model_id,
         "target_module_config": run.target_module_config_id,
         "hyperparameters": run.hyperparameters,
@@ -143,7 +145,7 @@ def serialize_evaluation(evaluation: Evaluation, base: Evaluation | None) -> dic
 
 def with_facts() -> Any:
     """Return runs with the columns that `run_entry` reads."""
-    runs = TrainingRun.objects.select_related("job", "dataset_version", "adapter")
+    runs = TrainingRun.objects.select_related("job", "dataset_version", "validation_version", "adapter")
     unread = [
         f"{relation}__{field.name}"
         for relation, (model, read) in READ.items()
@@ -212,7 +214,9 @@ def launch(request: Call, payload: RunIn, key: str) -> Job:
 
 def draft(request: Call, payload: RunIn, *, confirmed: bool) -> TrainingRun:
     """Return the unsaved run of a request. Every id is looked up among what the caller may see."""
-    version = newest_version(request, payload.dataset)
+    version, validation = newest_version(request, payload.dataset), None
+    if payload.validation_dataset is not None:
+        validation = newest_version(request, payload.validation_dataset, "validation_dataset")
     base_model = require_inspected(chosen_base_model(request, payload.base_model))
     config = config_of(request, payload.target_module_config)
     run = TrainingRun(
@@ -220,11 +224,12 @@ def draft(request: Call, payload: RunIn, *, confirmed: bool) -> TrainingRun:
         created_by=request.auth.user,
         name=payload.name,
         dataset_version=version,
+        validation_version=validation,
         base_model=base_model,
         target_module_config=config,
     )
     chosen = (payload.hyperparameters or HyperparametersIn()).chosen()
-    learn = chosen.resolve(RunForecaster.load(base_model, version), [config])
+    learn = chosen.resolve(RunForecaster.load(base_model, version, validation), [config])
     run.freeze(learn, confirmed=confirmed)
     return run
 

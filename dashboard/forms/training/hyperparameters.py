@@ -73,7 +73,10 @@ class LaunchForm(forms.Form):
     # A study has seeds of its own.
     without: tuple[str, ...] = ()
     # Field of a SpecError -> field of the form, if they differ.
-    spec_fields: ClassVar[Mapping[str, str]] = {"dataset": "dataset_version"}
+    spec_fields: ClassVar[Mapping[str, str]] = {
+        "dataset": "dataset_version",
+        "validation_dataset": "validation_version",
+    }
     confirmation_request: Any = gettext_lazy("Read the warnings, then tick this box.")
 
     dataset_version = VersionField(
@@ -167,10 +170,9 @@ class LaunchForm(forms.Form):
     @functools.cached_property
     def forecaster(self) -> RunForecaster | None:
         """The forecaster of the chosen base model and dataset; None without a base model."""
-        base_model = self.cleaned_data.get("base_model")
-        return (
-            RunForecaster.load(base_model, self.cleaned_data.get("dataset_version")) if base_model else None
-        )
+        names = ("base_model", "dataset_version", "validation_version")
+        base_model, version, validation = (self.cleaned_data.get(name) for name in names)
+        return RunForecaster.load(base_model, version, validation) if base_model else None
 
     def chosen_configs(self) -> list[TargetModuleConfig]:
         """Return the target modules that the form would train."""

@@ -48,7 +48,11 @@ class DatasetQuerySet(ProjectQuerySet["Dataset"]):
 
     def with_use(self) -> DatasetQuerySet:
         """Annotate `run_count`, the runs that use any version."""
-        return self.annotate(run_count=models.Count("versions__training_runs", distinct=True))
+        # Counted apart: joined, each run would meet each validated run.
+        same = Dataset.objects.filter(pk=models.OuterRef("pk")).order_by()
+        validated = same.annotate(count=models.Count("versions__validated_runs")).values("count")
+        run_count = models.Count("versions__training_runs", distinct=True)
+        return self.annotate(run_count=run_count + models.Subquery(validated))
 
     def named(self, project: Project, name: str, by: User | None) -> Dataset:
         """Return the project's dataset of that name; create it if it does not exist."""

@@ -138,9 +138,15 @@ class RunForecaster:
     devices: tuple[tuple[str, int], ...] = ()  # name and bytes of memory
     calibrations: Sequence[Calibration] = ()
     quantizing_devices: frozenset[str] = frozenset()  # that can keep a base model in 4 bits
+    validation_version: DatasetVersion | None = None  # None: validation rows of `version`
 
     @classmethod
-    def load(cls, base_model: BaseModel, version: DatasetVersion | None) -> RunForecaster:
+    def load(
+        cls,
+        base_model: BaseModel,
+        version: DatasetVersion | None,
+        validation_version: DatasetVersion | None = None,
+    ) -> RunForecaster:
         """Return a forecaster for the devices that train now, else for the one that trained last."""
         calibrations = Calibration.objects.usable()
         workers = WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER)
@@ -149,11 +155,11 @@ class RunForecaster:
         devices = tuple(dict.fromkeys(pair for pair in trains if pair[0]))
         quantizing = frozenset(device for _queue, device, _memory, loads_4bit in nodes if loads_4bit)
         last = calibrations[0].device if calibrations else DEFAULT_DEVICE
-        return cls(base_model, version, devices or ((last, 0),), calibrations, quantizing)
+        return cls(base_model, version, devices or ((last, 0),), calibrations, quantizing, validation_version)
 
     def for_base_model(self, base_model: BaseModel) -> RunForecaster:
         """Return the same for another base model, before its dataset is chosen."""
-        return dataclasses.replace(self, base_model=base_model, version=None)
+        return dataclasses.replace(self, base_model=base_model, version=None, validation_version=None)
 
     def forecast(
         self, resolution: Resolution, hyperparameters: Hyperparameters, starts_at: datetime | None = None
@@ -253,12 +259,18 @@ class RunForecaster:
 
     def workload(self, hyperparameters: Hyperparameters) -> Workload:
         """Return the tokens and steps that the run computes."""
-        validation_rows = int(self.version.splits.get("validation", 0)) if self.version else 0
+        rows, lengths = int(self.version.splits.get("validation", 0)) if self.version else 0, None
+        if self.validation_version:
+            rows = sum(self.validation_version.splits.values())
+            # Measured on its training rows: its splits are drawn at random.
+            other = dataclasses.replace(self, version=self.validation_version)
+            lengths = other.truncated_rows(hyperparameters)
         return _estimate_workload(
             self.truncated_rows(hyperparameters),
             hyperparameters,
             is_packed=self.census.model_type in PREFIX_TYPES,
-            validation_rows=validation_rows,
+            validation_rows=rows,
+            validation_lengths=lengths,
         )
 
     def dtype_on(self, device: str) -> str:
@@ -335,7 +347,7 @@ def forecast_runs(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
     if not runs:
         return []
     start = estimate_next_start(Job.Queue.GPU, runs[0].project)
-    forecaster = RunForecaster.load(runs[0].base_model, runs[0].dataset_version)
+    forecaster = RunForecaster.load(runs[0].base_model, runs[0].dataset_version, runs[0].validation_version)
     return [
         forecaster.forecast(
             run.target_module_config.resolve(run.base_model),
@@ -361,7 +373,7 @@ def record_calibration(run: TrainingRun) -> Calibration | None:
     device = WorkerNode.objects.device_of(job.worker) or str(measured["device"])
     dtype = str(measured["dtype"])
     hyperparameters = Hyperparameters(**run.hyperparameters)
-    forecaster = RunForecaster(run.base_model, run.dataset_version)
+    forecaster = RunForecaster(run.base_model, run.dataset_version, validation_version=run.validation_version)
     try:
         resolution = run.target_module_config.resolve(run.base_model)
     except TargetError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
@@ -11,7 +10,6 @@ from django.db import models, transaction
 from django.db.models.fields.json import KT
 from django.db.models.functions import Cast
 from django.urls import reverse
-from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.accounts.project import Project, ProjectQuerySet
@@ -23,6 +21,7 @@ from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import State
 from dashboard.models.jobs.webhook import WebhookDelivery
 from dashboard.models.jobs.worker_node import require_4bit_worker
+from dashboard.models.training.checks import check_choices, confirmation_request
 from dashboard.models.training.forecast import forecast_run, record_calibration
 from dashboard.models.training.resume import resume_run
 from dashboard.models.training.tag import Tag
@@ -48,6 +47,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
             "job",
             "base_model",
             "dataset_version__dataset",
+            "validation_version__dataset",
             "target_module_config",
             "adapter",
             "created_by",
@@ -117,6 +117,10 @@ class TrainingRun(models.Model):
     name = models.CharField(_("name"), max_length=120)
     base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="training_runs")
     dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="training_runs")
+    # All of its rows are the validation rows; None for those of `dataset_version`.
+    validation_version = models.ForeignKey(
+        DatasetVersion, models.PROTECT, null=True, blank=True, related_name="validated_runs"
+    )
     target_module_config = models.ForeignKey(TargetModuleConfig, models.PROTECT, related_name="training_runs")
     # The study arm it belongs to; `rung` is set for short runs that search for the arm's learning rate.
     study_arm = models.ForeignKey(
@@ -191,17 +195,7 @@ class TrainingRun(models.Model):
 
         `confirmed`: the user has accepted the warnings of the target modules. Raises SpecError otherwise.
         """
-        if not self.dataset_version.is_ready:
-            raise SpecError("dataset", "This dataset is not imported yet.")
-        if not self.base_model.is_ready:
-            raise SpecError("base_model", "This base model has not been inspected yet.")
-        census = self.base_model.load_census()
-        if census.max_positions and hyperparameters.max_length > census.max_positions:
-            raise SpecError(
-                "max_length",
-                f"`max_length` is {hyperparameters.max_length}. "
-                f"{self.base_model} reads at most {census.max_positions} tokens.",
-            )
+        check_choices(self, hyperparameters)
         resolution = self.target_module_config.resolve(self.base_model)
         if resolution.refusal:
             raise SpecError("target_module_config", resolution.refusal)
@@ -214,6 +208,7 @@ class TrainingRun(models.Model):
             name=self.name,
             base=self.base_model.spec(),
             data=self.dataset_version.spec(),
+            validation_data=self.validation_version.spec() if self.validation_version else None,
             target=target_spec(resolution, hyperparameters),
             hyperparameters=hyperparameters,
             preset=self.target_module_config.name,
@@ -284,6 +279,7 @@ class TrainingRun(models.Model):
             "base_revision": base.get("revision"),
             "base_sha256": base.get("sha256") or None,
             "dataset_sha256": data.get("sha256"),
+            "validation_sha256": (self.spec.get("validation_data") or {}).get("sha256"),
             "test_sha256": data.get("test_sha256") or None,
             "seed": self.seed,
             **{name: self.measured.get(name) for name in RECORDED},
@@ -294,6 +290,13 @@ class TrainingRun(models.Model):
         """Return the optimizer steps of the whole run."""
         settings_ = frozen_hyperparameters(self.hyperparameters)
         return settings_.total_steps(self.dataset_version.splits.get("train", 0))
+
+    @property
+    def available_validation_rows(self) -> int:
+        """Return the rows that its validation rows are drawn from."""
+        if self.validation_version:
+            return sum(self.validation_version.splits.values())
+        return int(self.dataset_version.splits.get("validation", 0))
 
     @property
     def step(self) -> int:
@@ -358,8 +361,10 @@ class TrainingRun(models.Model):
 
     def flat_settings(self) -> dict[str, Any]:
         """Return all choices in one flat dict, for tables that compare runs."""
+        other_rows = {"validation_dataset": str(self.validation_version)} if self.validation_version else {}
         return {
             "dataset": str(self.dataset_version),
+            **other_rows,
             "base_model": self.base_model.hub_id,
             "target_modules": self.target_module_config.name,
             **self.hyperparameters,
@@ -390,10 +395,3 @@ class TrainingRun(models.Model):
                 WebhookDelivery.objects.announce([self])
         if changed and outcome == self.Outcome.SUCCEEDED:
             record_calibration(self)
-
-
-def confirmation_request(sentences: Sequence[str]) -> str:
-    """Return the warnings to confirm, and how to confirm them."""
-    return gettext("Read this, and confirm it with `confirmed`: true. %(sentences)s") % {
-        "sentences": " ".join(sentences)
-    }

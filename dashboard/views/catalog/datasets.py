@@ -11,7 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.db import IntegrityError
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.text import slugify
@@ -209,7 +209,8 @@ def detail_context(
     columns = report.get("columns", [])
     versions = list(dataset.versions.values_list("pk", flat=True))
     # Ids first: databases would sort whole rows.
-    runs = TrainingRun.objects.visible_to(request.user).filter(dataset_version__in=versions)
+    uses = Q(dataset_version__in=versions) | Q(validation_version__in=versions)
+    runs = TrainingRun.objects.visible_to(request.user).filter(uses)
     newest = list(runs.order_by("-pk").values_list("pk", flat=True)[:RUNS_SHOWN])
     return {
         "dataset": dataset,

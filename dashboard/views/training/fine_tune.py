@@ -90,6 +90,7 @@ def frozen(request: Request, form: TrainingRunForm) -> TrainingRun:
         created_by=request.user,
         name=values["name"],
         dataset_version=values["dataset_version"],
+        validation_version=values["validation_version"],
         base_model=values["base_model"],
         target_module_config=values["target_module_config"],
     )

@@ -120,7 +120,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"hyperparameters": {"r": 0}}, "hyperparameters.r"),
     ({"extra_body": {"r": 10**6}}, "r"),
     ({"extra_body": {"target_modules": ["q_proj"]}}, "target_modules"),
-    ({"validation_file": "file-1"}, "validation_file"),
     ({"seed": -1}, "seed"),
     ({"seed": 2**80}, "seed"),
     ({"suffix": "x" * 65}, "suffix"),

@@ -36,6 +36,7 @@ RUN_KEYS = {
     "reused_from",
     "state",
     "dataset",
+    "validation_dataset",
     "base_model",
     "target_module_config",
     "hyperparameters",
@@ -88,6 +89,17 @@ def test_it_shows_every_key_with_resolved_values(api: Client, body: dict[str, An
     assert run["adapter"] is None
     assert run["error"] is None
     assert (run["resumable_from"], run["adjustments"], run["starts_at"]) == (None, [], None)
+
+
+def test_another_dataset_gives_the_validation_rows(
+    api: Client, body: dict[str, Any], project: Project
+) -> None:
+    assert post(api, body).json()["validation_dataset"] is None
+    other = make_dataset(project, "Checked by hand")
+    run = post(api, {**body, "validation_dataset": other.pk}).json()
+    assert (run["dataset"], run["validation_dataset"]) == (body["dataset"], other.pk)
+    assert run["origin"]["validation_sha256"] == other.versions.get().sha256
+    assert [row["validation_dataset"] for row in api.get(RUNS).json()["data"]] == [other.pk, None]
 
 
 def test_a_run_without_a_forecast_has_null(api: Client, run: TrainingRun) -> None:
@@ -212,6 +224,7 @@ def test_it_hides_other_projects_objects_in_the_body(
     )
     for change in (
         {"dataset": theirs.pk},
+        {"validation_dataset": theirs.pk},
         {"base_model": base.pk},
         {"target_module_config": config.pk},
         {"target_module_config": named.slug},
@@ -221,7 +234,8 @@ def test_it_hides_other_projects_objects_in_the_body(
 
 def test_it_refuses_what_is_not_ready(api: Client, body: dict[str, Any], project: Project) -> None:
     waiting = make_dataset(project, "Waiting", ready=False)
-    assert refusal(post(api, {**body, "dataset": waiting.pk}), 409)["field"] == "dataset"
+    for field in ("dataset", "validation_dataset"):
+        assert refusal(post(api, {**body, field: waiting.pk}), 409)["field"] == field
     bundled = BaseModel.objects.ensure_bundled()
     assert refusal(post(api, {**body, "base_model": bundled.pk}), 409)["field"] == "base_model"
 

@@ -29,6 +29,13 @@ def test_a_short_run_is_validated_at_its_end_on_the_fewest_rows() -> None:
     assert plan_validation(12, 24, 5000).rows == FEWEST_ROWS
 
 
+@pytest.mark.parametrize("row_cost", [0.5, 2.0, 7.0])
+def test_longer_rows_leave_room_for_fewer(row_cost: float) -> None:
+    plan, usual = (plan_validation(100, 5000, 5000, cost) for cost in (row_cost, 1.0))
+    assert plan.rows * row_cost * len(plan.steps) <= 500
+    assert (plan.rows * len(plan.steps) < usual.rows * len(usual.steps)) == (row_cost > 1)
+
+
 def test_a_step_is_validated_once() -> None:
     assert plan_validation(2, 10**6, 5000).steps == (0, 1, 2)
 

@@ -94,6 +94,19 @@ def test_validation_rows_are_counted_at_every_validation() -> None:
     assert estimate_workload(rows(), learn(), is_packed=False).validations == 0
 
 
+def test_validation_rows_of_another_dataset_have_their_own_lengths() -> None:
+    options = {"is_packed": True, "validation_rows": 40}
+    long = RowLengths(40, (300.0, 300.0), (299.0, 299.0), 60.0, prefix=5)
+    workload = estimate_workload(rows(), learn(max_steps=200), **options, validation_lengths=long)
+    # Each row costs as much as two, so that 80 fit into the 160 rows of all validations.
+    assert workload.validations == 3
+    assert workload.validation_tokens == pytest.approx(3 * (26 * (300 - 5) + 5))
+    assert workload.validation_learned_tokens == pytest.approx(3 * 26 * 60)
+    assert (
+        workload.computed_tokens == estimate_workload(rows(), learn(max_steps=200), **options).computed_tokens
+    )
+
+
 def test_batch_is_limited_by_the_rows() -> None:
     workload = estimate_workload(rows(5), learn(per_device_train_batch_size=64), is_packed=False)
     assert (workload.rows, workload.micro_batches) == (5, 1)

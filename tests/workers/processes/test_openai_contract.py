@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from dashboard.models import BaseModel, Job
+from dashboard.models import BaseModel, Job, TrainingRun
 from tests.openai_client import Connect, connect, transport  # noqa: F401 - fixtures
 
 WorkOff = Callable[[str], Job]
 
 
-def rows() -> bytes:
-    """Return forty rows in OpenAI's format."""
+def rows(first: int = 0, count: int = 40) -> bytes:
+    """Return rows in OpenAI's format."""
     lines = []
-    for number in range(40):
+    for number in range(first, first + count):
         messages = [
             {"role": "user", "content": f"Which number follows {number}?"},
             {"role": "assistant", "content": f"It is {number + 1}."},
@@ -42,12 +42,16 @@ def test_program_fine_tunes_a_model(
     client = connect(token)
     file = client.files.create(file=("numbers.jsonl", rows()), purpose="fine-tune")
     assert file.status == "uploaded"
-    work_off("cpu")
-    assert client.files.wait_for_processing(file.id).status == "processed"
+    more = rows(first=40, count=12)
+    held_out = client.files.create(file=("more-numbers.jsonl", more), purpose="fine-tune")
+    for uploaded in (file, held_out):
+        work_off("cpu")
+        assert client.files.wait_for_processing(uploaded.id).status == "processed"
 
     job = client.fine_tuning.jobs.create(
         model=real_base.hub_id,
         training_file=file.id,
+        validation_file=held_out.id,
         suffix="next number",
         metadata={"team": "arithmetic"},
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 16}}},
@@ -57,6 +61,8 @@ def test_program_fine_tunes_a_model(
     work_off("gpu")
     job = client.fine_tuning.jobs.retrieve(job.id)
     assert (job.status, job.error) == ("succeeded", None)
+    assert job.validation_file == held_out.id
+    assert TrainingRun.objects.get().measured["validation_rows"] > 4, "more than the training file has"
     assert job.trained_tokens
     assert [found.id for found in client.fine_tuning.jobs.list(metadata={"team": "arithmetic"})] == [job.id]
 

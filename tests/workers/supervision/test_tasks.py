@@ -94,7 +94,10 @@ def test_run_gets_an_adapter_and_evaluations(
         job.error
     )
     # A base model in a folder has no revision; its hash stands for it.
-    assert [name for name, value in run.origin.items() if value in (None, "")] == ["base_revision"]
+    assert [name for name, value in run.origin.items() if value in (None, "")] == [
+        "base_revision",
+        "validation_sha256",
+    ]
     adapter = Adapter.objects.get(run=run)
     assert (str(adapter), adapter.size_bytes) == ("Triage:v1", run.forecast["adapter_bytes"])
     losses = MetricSeries.objects.get(run=run, name="train/loss").points()

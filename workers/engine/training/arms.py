@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from workers.contract.errors import DataError, Diverged, RunError
 from workers.contract.events import Message, Report, ShouldStop
 from workers.contract.hyperparameters import Hyperparameters
-from workers.contract.specs import TrainSpec
-from workers.contract.validation import plan_validation
+from workers.contract.specs import SPLITS, TrainSpec
+from workers.contract.validation import MOST_ROWS, plan_validation
 from workers.engine.base_models.model import read_config
 from workers.engine.token_cache import TokenCache
 from workers.engine.training import lora, runtime
@@ -182,7 +182,10 @@ def check_shared(specs: Sequence[TrainSpec]) -> TrainSpec:
     """Return the first spec; raise RunError if the arms differ in what they must share."""
     if not specs:
         raise RunError("There is nothing to train: the list of specs is empty.")
-    shared = [(spec.base, spec.data, spec.dtype, spec.hyperparameters.load_in_4bit) for spec in specs]
+    shared = [
+        (spec.base, spec.data, spec.validation_data, spec.dtype, spec.hyperparameters.load_in_4bit)
+        for spec in specs
+    ]
     if any(settings != shared[0] for settings in shared):
         raise RunError(
             "Arms of one call must share the base model, the dataset version and the number format."
@@ -207,24 +210,30 @@ def prepare_arms(
         reason = should_stop()
         return "" if reason == "finish" else reason
 
-    training, validation = Split(specs[0].data, "train"), Split(specs[0].data, "validation")
+    training = Split(specs[0].data, "train")
     if not len(training):
         raise DataError("The training split of this dataset has no rows. Upload more rows.")
+    validation = _validation_split(specs[0], training, report)
     # Packed rows need no neighbours of their length.
     is_packed = read_config(Path(specs[0].base.path)).model_type in PROVEN_TYPES
     lengths = None if is_packed else training.characters()
     training_rows: dict[int, Example] = {}
     validation_rows: dict[int, Example] = {}
 
-    caches = {split: TokenCache(specs[0], split.name, tokenizer) for split in (training, validation)}
+    # Rows of a dataset for validation alone are few, and its test rows are kept nowhere.
+    kept = (training,) if specs[0].validation_data else (training, validation)
+    caches = {split: TokenCache(specs[0], split.name, tokenizer) for split in kept}
 
     def read(split: Split, known: dict[int, Example], wanted: Sequence[int]) -> None:
-        known.update(caches[split].read(index for index in wanted if index not in known))
+        cache = caches.get(split)
+        if cache:
+            known.update(cache.read(index for index in wanted if index not in known))
         missing = [index for index in wanted if index not in known]
         if missing:
             encoded = encode_rows(tokenizer, split, missing, report=report, should_stop=setup_stop)
             known.update(encoded)
-            caches[split].add(encoded)
+            if cache:
+                cache.add(encoded)
 
     arms = []
     for index, spec in enumerate(specs):
@@ -242,12 +251,18 @@ def prepare_arms(
                 raise _nothing_to_learn(list(training_rows.values()), learn.max_length)
         _report_cuts([training_rows[place] for place in examples], learn.max_length, report)
         steps = learn.total_steps(len(positions))
-        plan = plan_validation(steps, steps * min(learn.rows_per_step, len(positions)), len(validation))
+        shuffled = epoch_order(len(validation), 0, 0).tolist()
+        row_cost = 1.0
+        if spec.validation_data:
+            read(validation, validation_rows, shuffled[:MOST_ROWS])
+            candidates = [validation_rows[place].truncate(learn.max_length) for place in shuffled[:MOST_ROWS]]
+            row_cost = _mean_length(candidates) / _mean_length(examples.values())
+        trained_rows = steps * min(learn.rows_per_step, len(positions))
+        plan = plan_validation(steps, trained_rows, len(validation), row_cost)
         count = plan.rows if spec.validation_rows is None else spec.validation_rows
         every = spec.validation_steps
         validated_after = (*range(0, steps, every), steps) if every else plan.steps
-        shuffled = epoch_order(len(validation), 0, 0)[:count]
-        drawn = sorted(int(place) for place in shuffled)
+        drawn = sorted(shuffled[:count])
         read(validation, validation_rows, drawn)
         cut = [validation_rows[place].truncate(learn.max_length) for place in drawn]
         held_out = [example for example in cut if example.target_count]
@@ -260,6 +275,24 @@ def prepare_arms(
         arms.append(arm)
     runtime.stop_if_asked(setup_stop)
     return arms
+
+
+def _validation_split(spec: TrainSpec, training: Split, report: Report) -> Split:
+    """Return the rows to validate on; report how many of another dataset are training rows too."""
+    if spec.validation_data is None:
+        return Split(spec.data, "validation")
+    validation = Split(spec.validation_data, *SPLITS)
+    if shared := validation.count_rows_in(training):
+        text = (
+            f"{shared:,} of the {len(validation):,} validation rows are also training rows, so the "
+            "validation loss is lower than on new rows."
+        )
+        report(Message(text, "warning"))
+    return validation
+
+
+def _mean_length(examples: Collection[Example]) -> float:
+    return sum(len(example.ids) for example in examples) / len(examples)
 
 
 def _needed_positions(learn: Hyperparameters, count: int, lengths: Ids | None) -> list[int]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from workers.contract.errors import Diverged, RunError, disk_error
 from workers.contract.events import Artifact, finite
 from workers.contract.loading_code import loading_code
-from workers.contract.specs import TrainSpec, to_dict
+from workers.contract.specs import DataSpec, TrainSpec, to_dict
 from workers.engine.base_models.model import TOKENIZER_FILES, storage_description
 from workers.engine.training import lora, runtime
 
@@ -143,8 +143,9 @@ def _save_tokenizer(tokenizer: Any, spec: TrainSpec, folder: Path) -> None:
 def run_record(spec: TrainSpec, summary: dict[str, Any]) -> dict[str, Any]:
     """Return the origin of an adapter: spec, versions and result, without folders of this machine."""
     settings = to_dict(spec)
-    for part in ("base", "data"):
-        settings[part].pop("path")
+    for part in ("base", "data", "validation_data"):
+        if settings[part]:
+            settings[part].pop("path")
     return {"format": 1, "spec": settings, "versions": runtime.versions(), "result": summary}
 
 
@@ -164,7 +165,7 @@ def model_card(spec: TrainSpec, summary: dict[str, Any]) -> str:
 
 
 def _card_text(spec: TrainSpec, summary: dict[str, Any]) -> str:
-    trained_on = f"{spec.data.name or 'dataset'}, version {spec.data.version}"
+    trained_on = _data_name(spec.data)
     title = " ".join(spec.name.split())
     in_4bit = spec.hyperparameters.load_in_4bit
     code = loading_code(spec.base.name, spec.base.revision, "path/to/this/folder", in_4bit=in_4bit)
@@ -192,6 +193,10 @@ Losses are mean cross-entropy in nats over the learned tokens: answers only, or 
 """
 
 
+def _data_name(data: DataSpec) -> str:
+    return f"{data.name or 'dataset'}, version {data.version}"
+
+
 def _table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
@@ -212,6 +217,7 @@ def _settings(spec: TrainSpec, summary: dict[str, Any]) -> list[tuple[str, str]]
         ("rows per step", f"{learn.rows_per_step}"),
         ("max_length", f"{learn.max_length} tokens"),
         ("seed", f"{learn.seed}"),
+        *([("validation rows of", _data_name(spec.validation_data))] if spec.validation_data else []),
         ("base model stored", storage_description(summary["dtype"], in_4bit=learn.load_in_4bit)),
     ]
 

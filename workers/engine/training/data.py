@@ -33,19 +33,23 @@ GROUPED_STEPS = 50  # among which rows are grouped by length
 
 
 class Split:
-    """The rows of one split. JSON is parsed only for the rows that are read."""
+    """The rows of one split, or of several together. JSON is parsed only for the rows that are read."""
 
-    def __init__(self, data: DataSpec, split: str) -> None:
+    def __init__(self, data: DataSpec, *splits: str) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self.name = split
-        try:
-            with pq.ParquetFile(Path(data.path) / f"{split}.parquet") as file:
-                self._table = file.read(columns=SCHEMA.names)
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(
-                f"The {split} rows of this dataset cannot be read. Import the file again."
-            ) from error
+        self.name = splits[0] if len(splits) == 1 else "all"
+        tables = []
+        for split in splits:
+            try:
+                with pq.ParquetFile(Path(data.path) / f"{split}.parquet") as file:
+                    tables.append(file.read(columns=SCHEMA.names))
+            except (OSError, ValueError, KeyError) as error:
+                raise DataError(
+                    f"The {split} rows of this dataset cannot be read. Import the file again."
+                ) from error
+        self._table = pa.concat_tables(tables)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -69,6 +73,18 @@ class Split:
         compute: Any = pc
         sizes = [compute.utf8_length(self._table.column(name)).fill_null(0) for name in ("messages", "text")]
         return np.asarray(compute.add(*sizes).to_numpy(), dtype=np.int32)
+
+    def count_rows_in(self, other: Split) -> int:
+        """Return how many rows are also rows of the other split."""
+        import pyarrow.compute as pc
+
+        compute: Any = pc
+        count = 0
+        for name in ("messages", "text"):
+            known = other._table.column(name).combine_chunks()
+            is_known = compute.is_in(self._table.column(name), value_set=known, skip_nulls=True)
+            count += compute.sum(is_known).as_py() or 0
+        return count
 
     @functools.cached_property
     def sha256(self) -> str:

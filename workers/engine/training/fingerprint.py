@@ -32,6 +32,7 @@ def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[s
     for spec, values in zip(specs, settings, strict=True):
         values.pop("base")
         values.pop("data")
+        values.pop("validation_data")
         learn = values["hyperparameters"]
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"):
             learn.pop(name, None)

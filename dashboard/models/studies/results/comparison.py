@@ -83,7 +83,8 @@ def arms_of(runs: Sequence[TrainingRun]) -> list[ChosenArm]:
     for run in runs:
         settings = {name: value for name, value in run.hyperparameters.items() if name != "seed"}
         target = run.spec.get("target", {})
-        key = json.dumps([run.dataset_version_id, run.base_model_id, target, settings], sort_keys=True)
+        rows = [run.dataset_version_id, run.validation_version_id]
+        key = json.dumps([rows, run.base_model_id, target, settings], sort_keys=True)
         arm = arms.setdefault(key, ChosenArm(len(arms)))
         (arm.repeats if run.seed in arm.seeds else arm.runs).append(run)
     return list(arms.values())

@@ -146,7 +146,7 @@ def public_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """Return a run's frozen settings without folders of this installation."""
     return {
         name: {key: item for key, item in value.items() if key != "path"}
-        if name in ("base", "data")
+        if name in ("base", "data", "validation_data") and value
         else value
         for name, value in spec.items()
     }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NAMES = (
     *("base_model__name", "base_model__hub_id", "base_model__revision"),
     *("dataset_version__version", "dataset_version__dataset__name"),
+    *("validation_version__version", "validation_version__dataset__name"),
     *("target_module_config__name", "target_module_config__version", "study_arm__name"),
     *("adapter__pk", "adapter__name", "adapter__version", "adapter__size_bytes"),
 )

@@ -24,6 +24,7 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
+from tests.conftest import make_dataset
 from tests.dashboard.studies.comparisons import rights, scored_runs
 
 pytestmark = pytest.mark.django_db
@@ -40,7 +41,10 @@ def vote(run: TrainingRun) -> None:
 
 CHANGES: dict[str, Callable[[TrainingRun], object]] = {
     "a run gets a name": lambda run: TrainingRun.objects.filter(pk=run.pk).update(name="Renamed"),
-    "the dataset gets a name": lambda run: Dataset.objects.update(name="Renamed"),
+    "the dataset gets a name": lambda run: Dataset.objects.exclude(name="Validation").update(name="Renamed"),
+    "the validation dataset gets a name": lambda run: Dataset.objects.filter(name="Validation").update(
+        name="Renamed"
+    ),
     "the base model gets a name": lambda run: BaseModel.objects.update(name="Renamed", hub_id="a/renamed"),
     "a config gets a name": lambda run: TargetModuleConfig.objects.filter(
         pk=run.target_module_config_id
@@ -62,7 +66,9 @@ CHANGES: dict[str, Callable[[TrainingRun], object]] = {
 @pytest.fixture
 def runs(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> list[TrainingRun]:
     arms = {"Low": [rights(0.3, seed=1)], "High": [rights(0.9, seed=2)]}
-    return scored_runs(project, dataset, base_model, ed, arms)
+    scored = scored_runs(project, dataset, base_model, ed, arms)
+    TrainingRun.objects.update(validation_version=make_dataset(project, "Validation").newest())
+    return scored
 
 
 def page(client: Client, runs: list[TrainingRun]) -> str:

@@ -25,6 +25,7 @@ FROZEN = {
     "base_revision",
     "base_sha256",
     "dataset_sha256",
+    "validation_sha256",
     "test_sha256",
     "seed",
 }
