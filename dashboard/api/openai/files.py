@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast
 
@@ -28,6 +29,8 @@ router = Router()
 UPLOAD, METRICS, ADAPTER = "file-", "file-metrics-", "file-adapter-"
 PURPOSE: Final = "fine-tune"
 RESULTS: Final = "fine-tune-results"
+EXPIRY = ("expires_after[anchor]", "expires_after[seconds]")
+LIFETIMES = range(3600, 30 * 24 * 3600 + 1)  # seconds
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 FileLimit = Annotated[int, Query(ge=1, le=10_000)]
 
@@ -41,8 +44,11 @@ def result_ids(run: TrainingRun) -> list[str]:
     return [f"{METRICS}{run.pk}", f"{ADAPTER}{run.pk}"]
 
 
-def serialize_upload(version: DatasetVersion) -> dict[str, Any]:
-    """Return the file object of an upload; it is processed when its rows are imported."""
+def serialize_upload(version: Any) -> dict[str, Any]:
+    """Return the file object of an upload, read with `in_use`; it is processed when its rows are imported.
+
+    `expires_at` is null while a run or a study uses the file, because it is then not deleted.
+    """
     status = {State.SUCCEEDED: "processed", State.FAILED: "error", State.CANCELLED: "error"}
     error = version.job.error if version.job else None
     return {
@@ -50,6 +56,7 @@ def serialize_upload(version: DatasetVersion) -> dict[str, Any]:
         "object": "file",
         "bytes": version.size_bytes,
         "created_at": seconds(version.created_at),
+        "expires_at": None if version.in_use else seconds(version.expires_at),
         "filename": version.filename,
         "purpose": PURPOSE,
         "status": status.get(State(version.state), "uploaded"),
@@ -74,14 +81,18 @@ def serialize_results(adapter: Adapter) -> list[dict[str, Any]]:
     ]
 
 
+def uploads() -> Any:
+    """Return uploads with what `serialize_upload` reads."""
+    return DatasetVersion.objects.select_related("job", "dataset").with_use()
+
+
 def fetch_upload(request: Call, file_id: str, field: str | None = None) -> DatasetVersion:
     """Return the dataset version of a file id, if the caller may see it."""
     pk = number_in(file_id, UPLOAD, field, _("file"))
-    uploads = DatasetVersion.objects.select_related("job", "dataset").visible_to(request.auth)
-    version = uploads.filter(pk=pk).first()
+    version = uploads().visible_to(request.auth).filter(pk=pk).first()
     if version is None:
         raise missing(field, _("file"))
-    return version
+    return cast("DatasetVersion", version)
 
 
 def fetch_adapter(request: Call, file_id: str) -> Adapter | None:
@@ -98,24 +109,40 @@ def fetch_adapter(request: Call, file_id: str) -> Adapter | None:
 
 @router.post("")
 def create(request: Call, file: File[UploadedFile], purpose: Form[str]) -> dict[str, Any]:
-    """Store an upload and queue its import. A file of a known name adds a version to its dataset."""
-    refuse_others([*request.POST, *request.FILES], ["file", "purpose"])
+    """Store an upload and queue its import. A file of a known name adds a version to its dataset.
+
+    `expires_after`: the file is deleted so many seconds after its creation, or when no run or study uses it
+    any more. The last file of a name takes its dataset with it.
+    """
+    refuse_others([*request.POST, *request.FILES], ["file", "purpose", *EXPIRY])
     if purpose != PURPOSE:
         raise invalid("purpose", _("`purpose` must be %(purpose)s.") % {"purpose": PURPOSE})
     form = UploadForm({}, request.FILES)
     refuse_errors(form)
-    values, by = form.cleaned_data, request.auth.user
+    values, by = {**form.cleaned_data, "lifetime": lifetime(request)}, request.auth.user
 
     def upload(key: str) -> Job:
         return cast("Job", Dataset.objects.upload(request.auth.project, values, by, key).job)
 
     job = start_once(request, Job.Kind.IMPORT, upload)
-    version = (
-        DatasetVersion.objects.select_related("job").filter(upload=Path(job.spec["upload"]).name).first()
-    )
+    version = uploads().filter(upload=Path(job.spec["upload"]).name).first()
     if version is None:
         raise missing(None, _("file"))  # deleted between two tries of this request
     return serialize_upload(version)
+
+
+def lifetime(request: Call) -> timedelta | None:
+    """Return how long the file is kept if nothing uses it; None if it is kept without an end."""
+    anchor, text = (request.POST.get(name) for name in EXPIRY)
+    if anchor is None and text is None:
+        return None
+    if anchor != "created_at":
+        raise invalid(EXPIRY[0], _("`expires_after[anchor]` must be created_at."))
+    number = parse_id(text or "")
+    if number is None or number not in LIFETIMES:
+        message = _("`expires_after[seconds]` must lie between %(least)s and %(most)s.")
+        raise invalid(EXPIRY[1], message % {"least": LIFETIMES[0], "most": LIFETIMES[-1]})
+    return timedelta(seconds=number)
 
 
 @router.get("")
@@ -129,8 +156,7 @@ def index(
     """List uploads, or the results of runs."""
     refuse_others(list(request.GET), ["purpose", "limit", "order", "after"])
     if purpose == PURPOSE:
-        uploads = DatasetVersion.objects.select_related("job").visible_to(request.auth)
-        rows = ordered(uploads, "pk", order, after, UPLOAD)
+        rows = ordered(uploads().visible_to(request.auth), "pk", order, after, UPLOAD)
         return listing((serialize_upload(version) for version in rows[: limit + 1]), limit)
     run = after.removeprefix(METRICS).removeprefix(ADAPTER)
     results = ordered(Adapter.objects.visible_to(request.auth), "run", order, run, "", inclusive=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.files.uploadedfile import TemporaryUploadedFile, UploadedFile
 from django.db import IntegrityError, models, transaction
+from django.db.models.functions import Now
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
@@ -18,7 +20,7 @@ from dashboard.models.accounts.project import Project, ProjectQuerySet
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.metrics import main_metric
 from dashboard.models.jobs.job import Job
-from dashboard.models.jobs.job_state import State
+from dashboard.models.jobs.job_state import TERMINAL, State
 from workers.contract.specs import SPLITS, DataSpec, ImportSpec, to_dict
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class DatasetQuerySet(ProjectQuerySet["Dataset"]):
     ) -> DatasetVersion:
         """Store an uploaded file and queue its import; `values` are those of a valid upload form.
 
+        With a `lifetime` in it, the version is deleted after that time unless something uses it.
         Raises IntegrityError if another request with this key was faster; the file is then deleted.
         """
         dataset = self.named(project, values["name"], by)
@@ -75,6 +78,7 @@ class DatasetQuerySet(ProjectQuerySet["Dataset"]):
                 values["file"].name,
                 by=by,
                 skip_bad_rows=values["skip_bad_rows"],
+                lifetime=values.get("lifetime"),
                 idempotency_key=idempotency_key,
                 **columns,
             )
@@ -154,6 +158,7 @@ class Dataset(models.Model):
         group_column: str = "",
         skip_bad_rows: bool = False,
         seed: int = 42,
+        lifetime: timedelta | None = None,
         idempotency_key: str = "",
     ) -> DatasetVersion:
         """Create the next version from a file under UPLOAD_DIR and queue its import."""
@@ -175,6 +180,7 @@ class Dataset(models.Model):
                 seed=seed,
                 created_by=by,
             )
+            version.expires_at = version.created_at + lifetime if lifetime else None
             version.submit_import(by, idempotency_key=idempotency_key)
         return version
 
@@ -188,6 +194,17 @@ class DatasetVersionQuerySet(ProjectQuerySet["DatasetVersion"]):
 
     def ready(self) -> DatasetVersionQuerySet:
         return self.filter(job__state=State.SUCCEEDED)
+
+    def with_use(self) -> DatasetVersionQuerySet:
+        """Annotate `in_use`, whether a run or a study needs its rows."""
+        unused = models.Q(training_runs=None, validated_runs=None, studies=None)
+        same = self.model.objects.order_by().filter(unused, pk=models.OuterRef("pk"))
+        return self.annotate(in_use=~models.Exists(same))
+
+    def expired(self) -> DatasetVersionQuerySet:
+        """Filter versions that nothing uses or imports and whose time is over."""
+        unused = self.filter(training_runs=None, validated_runs=None, studies=None)
+        return unused.filter(expires_at__lt=Now(), job__state__in=TERMINAL)
 
 
 class DatasetVersion(models.Model):
@@ -216,6 +233,8 @@ class DatasetVersion(models.Model):
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
     )
     created_at = models.DateTimeField(auto_now_add=True)
+    # When it is deleted if no run or study uses it then; None keeps it.
+    expires_at = models.DateTimeField(null=True, blank=True)
 
     objects = DatasetVersionQuerySet.as_manager()
 
@@ -339,11 +358,17 @@ class DatasetVersion(models.Model):
         return bool(self.problems) and enough and not self.needs_columns
 
     def remove(self) -> None:
-        """Delete the row and its upload; the clean-up deletes the rows' folder if no version shares it.
+        """Delete the row, its upload, and its dataset if no version is left.
 
-        Raises ProtectedError if a run, a study or an evaluation uses the version.
+        The clean-up deletes the rows' folder if no version shares it. Raises ProtectedError if a run, a study
+        or an evaluation uses the version.
         """
-        self.delete()
+        with transaction.atomic():
+            # Locked, so that no upload adds a version to a dataset that is being deleted.
+            dataset = Dataset.objects.select_for_update().get(pk=self.dataset_id)
+            self.delete()
+            if not dataset.versions.exists():
+                dataset.delete()
         self.delete_upload()
 
     def delete_upload(self) -> None:

@@ -6,6 +6,7 @@ DATA_DIR, follows no link, and keeps everything that a job may still read.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.sessions.models import Session
-from django.db import models, transaction
+from django.db import IntegrityError, models, transaction
 
 from dashboard.models.adapters.export import Export
 from dashboard.models.adapters.publication import ADOPTED_WITHIN, Publication
@@ -70,6 +71,7 @@ def sweep() -> Iterator[None]:
         uploads,
         archives,
         exports,
+        versions,
         orphans,
     ):
         try:
@@ -213,6 +215,15 @@ def exports() -> Iterator[None]:
     """Delete exports after their time; the same export can be started again."""
     for export in Export.objects.expired().select_related("job")[:BATCH]:
         export.remove()
+        yield
+
+
+def versions() -> Iterator[None]:
+    """Delete dataset versions that nothing uses after the time that their upload set."""
+    for version in DatasetVersion.objects.expired()[:BATCH]:
+        # A run may be started with it meanwhile.
+        with contextlib.suppress(models.ProtectedError, IntegrityError):
+            version.remove()
         yield
 
 

@@ -6,9 +6,11 @@ import csv
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
+from django.utils import timezone
 from openai import OpenAI
 from pytest_django import Settings
 
@@ -40,6 +42,7 @@ def test_upload_becomes_a_dataset(client: OpenAI, project: Project) -> None:
         "object": "file",
         "bytes": len(ROWS),
         "created_at": int(version.created_at.timestamp()),
+        "expires_at": None,
         "filename": "rows.jsonl",
         "purpose": "fine-tune",
         "status": "uploaded",
@@ -73,12 +76,42 @@ def test_wrong_upload_is_refused(client: OpenAI, file: tuple[str, bytes], purpos
     assert not DatasetVersion.objects.exists()
 
 
-def test_expiry_is_refused_rather_than_ignored(client: OpenAI) -> None:
+@pytest.mark.parametrize("length", [3600, 2_592_000])
+def test_file_expires_after_its_creation(client: OpenAI, length: int) -> None:
+    expiry: Any = {"anchor": "created_at", "seconds": length}
+    file = client.files.create(file=FILE, purpose="fine-tune", expires_after=expiry)
+    assert file.expires_at == file.created_at + length
+    assert [listed.expires_at for listed in client.files.list()] == [file.expires_at]
+
+
+@pytest.mark.parametrize(
+    ("expiry", "param"),
+    [
+        ({"anchor": "last_used_at", "seconds": 3600}, "expires_after[anchor]"),
+        ({"seconds": 3600}, "expires_after[anchor]"),
+        ({"anchor": "created_at"}, "expires_after[seconds]"),
+        ({"anchor": "created_at", "seconds": 3599}, "expires_after[seconds]"),
+        ({"anchor": "created_at", "seconds": 2_592_001}, "expires_after[seconds]"),
+        ({"anchor": "created_at", "seconds": -3600}, "expires_after[seconds]"),
+        ({"anchor": "created_at", "seconds": "3600.5"}, "expires_after[seconds]"),
+        ({"anchor": "created_at", "seconds": "9" * 5000}, "expires_after[seconds]"),
+        ({"anchor": "created_at", "seconds": 3600, "hours": 1}, "expires_after[hours]"),
+        ("3600", "expires_after"),
+    ],
+)
+def test_wrong_expiry_is_refused(client: OpenAI, expiry: Any, param: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        client.files.create(
-            file=FILE, purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
-        )
-    assert str(refused.value.param).startswith("expires_after")
+        client.files.create(file=FILE, purpose="fine-tune", expires_after=expiry)
+    assert refused.value.param == param
+    assert not DatasetVersion.objects.exists()
+
+
+def test_used_file_does_not_expire(client: OpenAI, run: TrainingRun) -> None:
+    DatasetVersion.objects.update(expires_at=timezone.now())
+    file = f"file-{run.dataset_version_id}"
+    assert client.files.retrieve(file).expires_at is None
+    run.delete()
+    assert client.files.retrieve(file).expires_at
 
 
 def test_status_follows_the_import(client: OpenAI, project: Project) -> None:
@@ -122,7 +155,7 @@ def test_unused_upload_is_deleted(client: OpenAI, project: Project, settings: Se
     upload = Path(settings.UPLOAD_DIR) / version.upload
     assert upload.exists()
     assert client.files.delete(f"file-{version.pk}").deleted
-    assert not DatasetVersion.objects.exists()
+    assert not Dataset.objects.exists()
     assert not upload.exists()
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(f"file-{version.pk}")

@@ -42,8 +42,12 @@ def test_program_fine_tunes_a_model(
     client = connect(token)
     file = client.files.create(file=("numbers.jsonl", rows()), purpose="fine-tune")
     assert file.status == "uploaded"
-    more = rows(first=40, count=12)
-    held_out = client.files.create(file=("more-numbers.jsonl", more), purpose="fine-tune")
+    held_out = client.files.create(
+        file=("more-numbers.jsonl", rows(first=40, count=12)),
+        purpose="fine-tune",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    assert held_out.expires_at == held_out.created_at + 3600
     for uploaded in (file, held_out):
         work_off("cpu")
         assert client.files.wait_for_processing(uploaded.id).status == "processed"
@@ -62,6 +66,7 @@ def test_program_fine_tunes_a_model(
     job = client.fine_tuning.jobs.retrieve(job.id)
     assert (job.status, job.error) == ("succeeded", None)
     assert job.validation_file == held_out.id
+    assert client.files.retrieve(held_out.id).expires_at is None, "a job uses it"
     assert TrainingRun.objects.get().measured["validation_rows"] > 4, "more than the training file has"
     assert job.trained_tokens
     assert [found.id for found in client.fine_tuning.jobs.list(metadata={"team": "arithmetic"})] == [job.id]

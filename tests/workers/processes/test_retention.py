@@ -16,6 +16,7 @@ from django.utils import timezone
 from dashboard.models import (
     Adapter,
     Dataset,
+    DatasetVersion,
     Installation,
     Job,
     Outbox,
@@ -116,6 +117,35 @@ def test_retention_of_checkpoints_can_be_set(run: TrainingRun, monkeypatch: pyte
     folder = checkpoint_of(end(run.job, State.FAILED, 2 * DAY))
     clear()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("field", ["dataset_version", "validation_version"])
+def test_an_expired_file_goes_unless_something_uses_it(
+    run: TrainingRun, project: Project, field: str
+) -> None:
+    used, _unused, kept, waiting = (
+        make_dataset(project, name, ready=name != "Waiting").versions.get()
+        for name in ("Used", "Unused", "Kept", "Waiting")
+    )
+    past, future = timezone.now() - DAY, timezone.now() + DAY
+    DatasetVersion.objects.exclude(pk=kept.pk).update(expires_at=past)
+    DatasetVersion.objects.filter(pk=kept.pk).update(expires_at=future)
+    TrainingRun.objects.update(**{field: used})
+    clear()
+    gone = {run.dataset_version_id} if field == "dataset_version" else set()
+    left = set(DatasetVersion.objects.values_list("pk", flat=True))
+    assert left == {run.dataset_version_id, used.pk, kept.pk, waiting.pk} - gone
+    assert not Dataset.objects.filter(name="Unused").exists()
+    TrainingRun.objects.all().delete()
+    clear()
+    assert not DatasetVersion.objects.filter(pk=used.pk).exists()
+
+
+def test_a_dataset_stays_for_its_other_versions(project: Project) -> None:
+    first, second = (make_dataset(project).versions.latest("pk") for _version in range(2))
+    DatasetVersion.objects.filter(pk=first.pk).update(expires_at=timezone.now() - DAY)
+    clear()
+    assert Dataset.objects.get().newest() == second
 
 
 def test_interrupted_deletion_is_completed(run: TrainingRun) -> None:
