@@ -69,7 +69,7 @@ def charts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     today = timezone.now()
     found: list[dict[str, Any]] = []
-    for is_share, unit in ((True, _("percent")), (False, _("loss"))):
+    for is_share, unit, most in ((True, _("percent"), 100), (False, _("loss"), None)):
         series = [
             {
                 "label": row["name"],
@@ -85,7 +85,8 @@ def charts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ]
         if series:
             name = f"best-{len(found) + 1}"
-            found.append({"name": name, "data": f"{name}-data", "unit": unit, "curves": {"series": series}})
+            curves = {"series": series}
+            found.append({"name": name, "data": f"{name}-data", "unit": unit, "most": most, "curves": curves})
     return found
 
 
@@ -96,7 +97,10 @@ def day(at: datetime) -> float:
 
 def finding(rows: list[dict[str, Any]], since: datetime) -> str:
     """Return how many datasets have a new best since then, as the title of the chart."""
-    fresh = [row["name"] for row in rows if row["at"] >= since and len(row["points"]) > 1]
+    new = [row for row in rows if row["at"] >= since]
+    fresh = [row["name"] for row in new if len(row["points"]) > 1]
+    if not fresh and new:
+        return _("First scores this month, and no best score to compare them with")
     if not fresh:
         return _("No new best score this month")
     if len(fresh) == 1:

@@ -96,8 +96,13 @@ const endLabels = {
 // An axis of days since 1970 shows dates.
 const dateOf = (days) => new Date(days * 86400000).toLocaleDateString(root.lang, { month: "short", day: "numeric" });
 
+// The axes of a line that has not moved yet: a week of days, and no share above all.
+const DAYS = 7;
+const atLeastDays = (scale) => (scale.min = Math.min(scale.min, scale.max - DAYS));
+
 function options(element) {
   const isDates = element.dataset.dates !== undefined;
+  const most = Number(element.dataset.most ?? Infinity);
   const ink = getComputedStyle(document.body).getPropertyValue("color");
   const grid = isDark() ? "#ffffff1f" : "#0000001a";
   const axis = (title) => ({ type: "linear", title: { display: true, text: title, color: ink }, grid: { color: grid }, ticks: { color: ink } });
@@ -112,7 +117,10 @@ function options(element) {
       legend: { display: false },
       tooltip: { filter: (item) => Boolean(item.dataset.endLabel), callbacks: { title: (items) => (isDates ? dateOf(items[0]?.parsed.x) : `${element.dataset.x} ${items[0]?.parsed.x ?? ""}`) } },
     },
-    scales: { x: { ...axis(element.dataset.x), ticks: { color: ink, precision: 0, ...(isDates && { callback: dateOf, maxTicksLimit: 8 }) } }, y: axis(element.dataset.y) },
+    scales: {
+      x: { ...axis(element.dataset.x), ticks: { color: ink, precision: 0, ...(isDates && { callback: dateOf, maxTicksLimit: 8 }) }, ...(isDates && { afterDataLimits: atLeastDays }) },
+      y: { ...axis(element.dataset.y), afterDataLimits: (scale) => (scale.max = Math.min(scale.max, most)) },
+    },
   };
 }
 

@@ -188,6 +188,13 @@ def test_the_best_score_rises_in_steps(
     assert "New best score this month on Tickets" in text(client, mara)
 
 
+def test_a_first_score_is_no_better_one(client: Client, mara: User, run: TrainingRun) -> None:
+    evaluate(publish(run), 0.1, 0.5)
+    assert "First scores this month, and no best score" in text(client, mara)
+    rows, later = best_scores.best_scores(run.project), timezone.now() + timedelta(days=31)
+    assert best_scores.finding(rows, later) == "No new best score this month"
+
+
 def test_datasets_without_answers_have_a_chart_of_their_loss(
     client: Client, mara: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:

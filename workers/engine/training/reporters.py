@@ -210,12 +210,13 @@ def _describe(arm: Arm, frozen: int, dtype: torch.dtype) -> str:
     stored = storage_description(runtime.dtype_name(dtype), in_4bit=learn.load_in_4bit)
     rows = learn.rows_per_step
     per_step = f"{rows:,} row" if rows == 1 else f"{rows:,} rows"
+    times = "once" if len(arm.validated_after) == 1 else f"{len(arm.validated_after)} times"
     batch = f"{learn.per_device_train_batch_size} x {learn.gradient_accumulation_steps}"
     sentences = (
         f"{arm.spec.name}: {len(arm.positions):,} training rows.",
         f"{arm.total_steps:,} steps of {per_step} ({batch}), {epochs:,.2f} epochs.",
         f"The {len(arm.examples):,} rows read have {tokens:,} tokens, {labelled:,} of them in answers.",
-        f"Validated on {len(arm.validation_examples):,} rows, {len(arm.validated_after)} times.",
+        f"Validated on {len(arm.validation_examples):,} rows, {times}.",
         f"{trainable:,} trainable parameters, {trainable / frozen:.2%} of the base model's {frozen:,}.",
         f"The base model is stored {stored}.",
     )
