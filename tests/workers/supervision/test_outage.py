@@ -245,7 +245,7 @@ def test_curve_has_no_gap_after_an_outage_that_ended_the_attempt(
     start_outage, end_outage = database
     # The last read of the row fails as well.
     with contextlib.suppress(OperationalError):
-        run_until(job, MetricSeries.objects.filter(run=run).exists, start_outage)
+        run_until(job, MetricSeries.objects.filter(run=run, name="train/loss").exists, start_outage)
     end_outage()
     job.refresh_from_db()
     stored, reached = stored_steps(run)[-1], job.checkpoint_step()
