@@ -128,7 +128,8 @@ def test_verdicts_before_a_failure_are_kept(
     submit(scored, ed)
     assert work_off("cpu").error_code == "judge_unavailable"
     assert sum(verdict is not None for verdict in verdicts(scored)) >= 3
-    assert "judge" in evaluations_of(scored).order_by("pk")[0].metrics
+    # Answers are asked in no order, so the first may all be of one model.
+    assert any("judge" in evaluation.metrics for evaluation in evaluations_of(scored))
 
 
 def test_only_the_confirmed_judge_gets_requests(
