@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.core.cache import caches
 from django.db import transaction
 from django.test import Client
 from pytest_django.plugin import DjangoDbBlocker
@@ -83,8 +84,9 @@ def make_checkpoint(job: Job, step: int, number: int = 1) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_leftovers() -> Iterator[None]:
-    """Delete checkpoints and logs: the next test has jobs with the same primary keys."""
+    """Delete checkpoints, logs and parts of pages: the next test has rows with the same primary keys."""
     yield
+    caches["rendered"].clear()
     for name in ("checkpoints", "logs"):
         shutil.rmtree(Path(settings.DATA_DIR) / name, ignore_errors=True)
 
