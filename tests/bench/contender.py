@@ -118,8 +118,13 @@ def run_ours(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
 
 
 def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """Train one target after another with HF Trainer and PEFT: as shipped, or with rows grouped by length."""
+    """Train one target after another with HF Trainer and PEFT: as shipped, or with rows grouped by length.
+
+    As shipped it draws the rows at random; here it draws those of this engine, so that losses compare.
+    """
     from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    from workers.engine.training.data import step_rows
 
     tokenizer: Any = AutoTokenizer.from_pretrained(job["model"])
 
@@ -156,9 +161,11 @@ def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
 
     class CountingTrainer(Trainer):
         def _get_train_sampler(self, *arguments: Any) -> Any:
-            order = list(super()._get_train_sampler(*arguments) or ())
+            if not job["is_tuned"]:
+                steps = range(1, job["steps"] + 1)
+                return [row for step in steps for row in step_rows(POOL, BATCH, job["seed"], step)]
             # In the first steps alone its rows would all be long ones.
-            return spread_steps(order, job["steps"]) if job["is_tuned"] else order
+            return spread_steps(list(super()._get_train_sampler(*arguments) or ()), job["steps"])
 
         def training_step(self, model: Any, inputs: Any, *others: Any, **options: Any) -> Any:
             nonlocal tokens

@@ -2,8 +2,8 @@
 
     python -m tests.proof.learning_rates MODEL_FOLDER WORK_FOLDER STEPS FILE...
 
-Imports each file and trains it with two presets at five rates, all arms in one process. Prints the
-validation loss of every arm after the last step.
+Imports each file and trains it with every preset at five fixed rates and the automatic one, all arms in one
+process. Prints the validation loss of every arm after the last step.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import BaseSpec, DataSpec, ImportSpec, InspectSpec, TrainSpec, to_dict
 from workers.forecasting.automatic import automatic_learning_rate
 from workers.target_modules.census import Census
-from workers.target_modules.presets import preset, resolve
+from workers.target_modules.presets import PRESETS, resolve
 from workers.target_modules.resolution import target_spec
 
-PRESETS = ("efficient", "quality")
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+VALIDATION_ROWS = 128
 
 
 def engine(kind: str, spec: dict[str, Any], out: Path) -> list[Event]:
@@ -53,10 +53,10 @@ def compare(model: str, work: Path, steps: int, upload: Path, census: Census) ->
     out = work / upload.stem
     importing = ImportSpec(upload=str(upload), filename=upload.name, tokenizer=model)
     report = result(engine("import", to_dict(importing), out / "data"))
-    rates = sorted((*RATES, automatic_learning_rate(census.hidden_size, census.model_type)))
+    rates = (*RATES, automatic_learning_rate(census.hidden_size, census.model_type))
     specs = []
-    for slug in PRESETS:
-        resolution = resolve(preset(slug).roles, census)
+    for slug, preset in PRESETS.items():
+        resolution = resolve(preset.roles, census)
         for rate in rates:
             learn = Hyperparameters(learning_rate=rate, max_steps=steps)
             specs.append(
@@ -67,14 +67,16 @@ def compare(model: str, work: Path, steps: int, upload: Path, census: Census) ->
                     target=target_spec(resolution, learn),
                     hyperparameters=learn,
                     validation_steps=steps,
+                    validation_rows=VALIDATION_ROWS,
                 )
             )
     events = engine("train", {"specs": [to_dict(spec) for spec in specs]}, out / "arms")
     losses = [event.summary["validation_loss"] for event in events if isinstance(event, ArmEnd)]
-    print("preset    ", *(f"{rate:>9.2g}" for rate in rates))
+    print(f"{upload.stem:14}", *(f"{rate:>8.2g}" for rate in rates), "  best - automatic")
     for place, slug in enumerate(PRESETS):
         row = losses[place * len(rates) : (place + 1) * len(rates)]
-        print(f"{slug:10}", *(f"{loss:9.4f}" for loss in row), upload.stem, flush=True)
+        gap = min(row[:-1]) - row[-1]
+        print(f"{slug:14}", *(f"{loss:8.4f}" for loss in row), f"{gap:+8.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,18 @@ PUSH_FORMATS = ("adapter", *EXPORT_FORMATS)
 # The hub's rule for owner and name; neither has `--` or `..` in it.
 REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 # Actions that the engine takes on its own, and that the forecast counts.
-CHUNK_ROWS = 256  # learned positions whose logits exist at one time
+CHUNK_ROWS = 256  # learned positions whose logits exist at one time, at most
+# Of logits on a CPU: glibc's malloc has larger blocks cleared anew by the system each time.
+CPU_CHUNK_BYTES = 24 << 20
+CPU_BATCH_TOKENS = 1536  # about as many tokens are computed at a time: more take memory and save no time
 # Model types for which the tests show that a shared prefix gives the same losses and gradients.
 PREFIX_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox"})
 SHORTEST_PREFIX = 8  # tokens; with fewer, the second forward pass costs more than it saves
+
+
+def chunk_rows(vocab_size: int, *, on_cuda: bool) -> int:
+    """Return how many learned positions have their logits, fp32, in memory at one time."""
+    return CHUNK_ROWS if on_cuda else max(16, min(CHUNK_ROWS, CPU_CHUNK_BYTES // (4 * vocab_size)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,17 @@ Units: bytes, seconds, floating-point operations. Standard library only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from workers.contract.specs import CHUNK_ROWS
+from workers.contract.specs import CPU_BATCH_TOKENS, chunk_rows
 from workers.forecasting.workload import Workload
 from workers.target_modules.census import Census, Group, Matched
 
 # Changes with every formula: runs estimated by another version are not used for calibration.
-FORMULA = 5
+FORMULA = 6
 PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
 GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
 # Allocator fragmentation after training on rows of many lengths.
@@ -156,7 +157,8 @@ def estimate_memory(shape: ModelShape, workload: Workload, options: ComputeOptio
     the inputs of two norms; queries, keys, values and the attention output; two widths of the MLP.
     """
     width = options.dtype_bytes
-    logit_rows = min(CHUNK_ROWS, max(workload.rows, workload.learned_tokens / max(1, workload.micro_batches)))
+    learned = max(workload.rows, workload.learned_tokens / max(1, workload.micro_batches))
+    logit_rows = min(chunk_rows(shape.vocab_size, on_cuda=options.on_cuda), learned)
     base = _base_bytes(shape, options)
     loading = 0.0 if options.on_cuda or width < 4 else LOADING_SHARE * base
     return {
@@ -171,7 +173,10 @@ def estimate_memory(shape: ModelShape, workload: Workload, options: ComputeOptio
 
 def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOptions) -> float:
     width = options.dtype_bytes
-    prefix, tokens = workload.shared_prefix, workload.largest_batch
+    prefix, rows, tokens = workload.shared_prefix, workload.rows, workload.largest_batch
+    if not options.on_cuda:
+        tokens = _largest_part(workload)
+        rows = min(rows, math.ceil(rows * tokens / workload.largest_batch))
     # The engine computes silu(gate) again backwards where the gate is a matrix of its own.
     mlp = (3 if shape.has_joint_gate else 2) * shape.mlp_width
     # On a CPU attention is computed in fp32.
@@ -181,7 +186,7 @@ def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOpt
     kept = tokens * (shape.adapted_depth * layer + inputs)
     if prefix:
         # Each row keeps a copy of the keys and values that it attends to: the prefix and its own.
-        copies = 2 * shape.key_width * (tokens + (workload.rows - 1) * prefix)
+        copies = 2 * shape.key_width * (tokens + (rows - 1) * prefix)
         kept += shape.adapted_depth * (width if options.on_cuda else 4) * copies
     gradients = tokens * layer  # of one layer, beside what is kept
     fragmentation = FRAGMENTATION[options.device_kind]
@@ -193,6 +198,19 @@ def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOpt
     inputs_kept = shape.adapted_depth * width * shape.hidden_size
     saved = whole - (tokens * (inputs_kept + one_layer) + gradients) * fragmentation
     return whole - (saved if options.on_cuda else max(saved - CHECKPOINTING_FRAGMENTATION_BYTES, saved / 2))
+
+
+def _largest_part(workload: Workload) -> float:
+    """Return the tokens of the largest part of a micro-batch that a CPU computes at a time."""
+    most = max(CPU_BATCH_TOKENS + workload.shared_prefix, workload.longest_row)
+    parts = math.ceil(workload.largest_batch / most)
+    # Where some micro-batches have one part less than others, one part is as large as parts may be.
+    return most if _usual_parts(workload) < parts else workload.largest_batch / parts
+
+
+def _usual_parts(workload: Workload) -> int:
+    most = max(CPU_BATCH_TOKENS + workload.shared_prefix, workload.longest_row)
+    return math.ceil(workload.computed_tokens / workload.micro_batches / most)
 
 
 def _base_bytes(shape: ModelShape, options: ComputeOptions) -> float:
@@ -277,7 +295,8 @@ def estimate_time(
     step, validation = count_operations(
         shape, workload, gradient_checkpointing=options.gradient_checkpointing
     )
-    calls = workload.micro_batches * (shape.num_layers + shape.adapted_modules / 4)
+    parts = 1 if options.on_cuda else _usual_parts(workload)
+    calls = workload.micro_batches * parts * (shape.num_layers + shape.adapted_modules / 4)
     checkpoints = min(workload.validations, workload.steps) + 1
     checkpoint_bytes = CHECKPOINT_BYTES * shape.trainable_parameters
     saving = 1.0 + checkpoints * (0.05 + checkpoint_bytes / DISK_BYTES_PER_SECOND)

@@ -13,7 +13,7 @@ import torch
 from tests.tiny_model import build_tiny_model, chat, tiny_base, write_canonical
 from workers.contract.errors import DataError
 from workers.engine.base_models.model import load_tokenizer
-from workers.engine.training.data import Split, epoch_order, micro_batches, pad, step_rows
+from workers.engine.training.data import Split, cut_batch, epoch_order, micro_batches, pad, step_rows
 from workers.engine.training.encoding import CanonicalRow, Example, encode
 
 END = 2  # <|im_end|>, which is also the pad token
@@ -171,6 +171,29 @@ def test_batches_hold_rows_of_similar_length_longest_first(tokenizer: Any) -> No
     ordered = [length for batch in lengths for length in batch]
     assert ordered == sorted(ordered, reverse=True)
     assert [len(batch) for batch in lengths] == [2, 2]
+
+
+def rows_of(*lengths: int) -> list[Example]:
+    return [
+        Example(number, np.zeros(length, np.int32), np.ones(length, np.bool_))
+        for number, length in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "prefix", "parts"),
+    [
+        ((40, 30, 20, 10), 0, [[40, 30, 20, 10]]),  # as many as there may be
+        ((50, 40, 30, 20, 10), 0, [[50, 40], [30, 20, 10]]),
+        ((51, 51, 51, 51), 50, [[51, 51, 51, 51]]),
+        ((300, 20, 10), 0, [[300], [20, 10]]),  # a row stays whole
+    ],
+)
+def test_a_large_batch_is_cut_into_equal_parts(
+    lengths: tuple[int, ...], prefix: int, parts: list[list[int]]
+) -> None:
+    found = cut_batch(rows_of(*lengths), 100, prefix)
+    assert [[len(example.ids) for example in part] for part in found] == parts
 
 
 def test_missing_split_is_refused(tmp_path: Path, make_spec: Callable[..., Any]) -> None:

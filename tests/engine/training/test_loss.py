@@ -13,10 +13,18 @@ from torch.nn import functional
 from tests.tiny_model import build_tiny_model, chat, tiny_base
 from workers.contract.specs import PREFIX_TYPES
 from workers.engine.base_models.model import load_base, load_tokenizer, plain_head
+from workers.engine.training import loss
 from workers.engine.training.data import Batch, pad, shared_prefix
 from workers.engine.training.encoding import CanonicalRow, Example, encode
-from workers.engine.training.loss import PROVEN_TYPES, LabelledLoss, Scorer, highest, make_scorer
-from workers.engine.training.packed import PACKED, attention
+from workers.engine.training.loss import (
+    BF16_CPU_MULTIPLE,
+    PROVEN_TYPES,
+    LabelledLoss,
+    Scorer,
+    highest,
+    make_scorer,
+)
+from workers.engine.training.packed import PACKED, attention, pack
 
 CPU = torch.device("cpu")
 
@@ -116,6 +124,19 @@ def test_packed_rows_give_the_losses_and_gradients_of_the_plain_path(tmp_path: P
     assert (gradient(fast, model, packed) - wanted).norm() < 1e-5 * wanted.norm()
 
 
+@pytest.mark.parametrize("model_type", sorted(PROVEN_TYPES))
+def test_filling_behind_the_last_row_changes_nothing(tmp_path: Path, model_type: str) -> None:
+    model, examples = load(tmp_path / "m", model_type)
+    scorer = make_scorer(model, model, examples, CPU)
+    exact, filled = (pack(examples, CPU, share_prefix=False, multiple=count) for count in (1, 256))
+    assert exact.input_ids.shape[1] < filled.input_ids.shape[1] == 256
+    assert filled.position_ids is not None
+    assert int(filled.position_ids.max()) < len(examples[1].ids)
+    assert torch.allclose(scorer.token_losses(filled), scorer.token_losses(exact), atol=1e-5)
+    wanted = gradient(scorer, model, exact)
+    assert (gradient(scorer, model, filled) - wanted).norm() < 1e-5 * wanted.norm()
+
+
 @pytest.mark.parametrize("model_type", sorted(PREFIX_TYPES))
 def test_a_shared_prefix_changes_neither_losses_nor_gradients(tmp_path: Path, model_type: str) -> None:
     chats = [[SYSTEM, *messages] for messages in (SHORT, LONG, chat("Skin", "it depends"))]
@@ -129,13 +150,37 @@ def test_a_shared_prefix_changes_neither_losses_nor_gradients(tmp_path: Path, mo
     assert (gradient(scorer, model, parted) - wanted).norm() < 1e-5 * wanted.norm()
 
 
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_parts_of_a_batch_add_up_to_its_loss_and_gradient(
+    tmp_path: Path, is_packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chats = [[SYSTEM, *messages] for messages in (SHORT, LONG, chat("Skin", "it depends"))]
+    model, examples = load(tmp_path / "m", "llama", *chats)
+    padded = Scorer(model, model.base_model, plain_head(model))
+    scorer = make_scorer(model, model, examples, CPU) if is_packed else padded
+    whole = scorer.collate(examples, CPU)
+    monkeypatch.setattr(loss, "CPU_BATCH_TOKENS", len(examples[0].ids))
+    parts = list(scorer.batches([examples[:2], examples[2:]], CPU))
+    assert len(parts) == (2 if is_packed else 3)  # the prefix, which is most of a row, counts once
+    labelled = len(whole.targets)
+    wanted, correct = scorer.training_loss(whole, labelled)
+    found = [scorer.training_loss(part, labelled) for part in parts]
+    assert sum(int(count) for _loss, count in found) == int(correct)
+    assert float(sum(value for value, _count in found)) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    together = gradient(scorer, model, whole)
+    summed = sum(gradient(scorer, model, part) * len(part.targets) / labelled for part in parts)
+    assert (summed - together).norm() < 1e-5 * together.norm()
+
+
 def test_packed_rows_in_bfloat16_have_the_mean_loss_of_padded_ones(tmp_path: Path) -> None:
     model, examples = load(tmp_path / "m", "llama")
     model.to(torch.bfloat16)
     expected = Scorer(model).token_losses(pad(examples, CPU)).mean()
     scorer = make_scorer(model, model, examples, CPU)
     assert scorer.is_packed
-    found = scorer.token_losses(scorer.collate(examples, CPU)).mean()
+    batch = scorer.collate(examples, CPU)
+    assert batch.input_ids.shape[1] % BF16_CPU_MULTIPLE == 0
+    found = scorer.token_losses(batch).mean()
     assert float(found) == pytest.approx(float(expected), rel=1e-2)
 
 

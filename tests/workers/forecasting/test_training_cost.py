@@ -103,7 +103,9 @@ def test_gradient_checkpointing_keeps_only_layer_inputs() -> None:
 
 def test_cpu_keeps_some_freed_memory_with_checkpointing() -> None:
     of = sizes("q k v o gate up down", layers=8)
-    many = dataclasses.replace(ONE_TOKEN, largest_batch=20_000.0, computed_tokens=20_000.0)
+    many = dataclasses.replace(
+        ONE_TOKEN, longest_row=20_000.0, largest_batch=20_000.0, computed_tokens=20_000.0
+    )
     found = {
         (on_cuda, again): estimate_memory(
             of, many, ComputeOptions(on_cuda=on_cuda, gradient_checkpointing=again)
@@ -115,6 +117,25 @@ def test_cpu_keeps_some_freed_memory_with_checkpointing() -> None:
     assert found[False, False] == pytest.approx(ratio * found[True, False])
     kept = training_cost.CHECKPOINTING_FRAGMENTATION_BYTES
     assert found[False, True] == pytest.approx(ratio * found[True, True] + kept)
+
+
+@pytest.mark.parametrize(
+    ("usual", "largest", "kept"),
+    [
+        (1000, 1500, 1500),
+        (2048, 2048, 1024),  # two parts each
+        (1000, 2048, 1536),  # a micro-batch of 1,536 tokens is one part
+    ],
+)
+def test_cpu_keeps_a_part_of_a_large_batch(usual: float, largest: float, kept: float) -> None:
+    of = sizes("o", layers=8)
+    batch = dataclasses.replace(ONE_TOKEN, rows=8, longest_row=256.0)
+    many = dataclasses.replace(batch, largest_batch=largest, computed_tokens=usual)
+    part = dataclasses.replace(batch, largest_batch=kept, computed_tokens=kept)
+    found, expected = (estimate_memory(of, one, ComputeOptions())["activations"] for one in (many, part))
+    assert found == pytest.approx(expected)
+    on_cuda = [estimate_memory(of, one, ComputeOptions(on_cuda=True))["activations"] for one in (many, part)]
+    assert on_cuda[0] / on_cuda[1] == pytest.approx(largest / kept)
 
 
 def test_small_run_peaks_while_loading() -> None:

@@ -65,10 +65,10 @@ def attach(base: Any, folder: Path, name: str) -> Any:
 
 @dataclass
 class Mix:
-    """The adapters of a step's tokens: of each single token, then of each longer piece."""
+    """The adapters of a step's tokens: of each single token, then of spans of longer pieces."""
 
     singles: Sequence[str | None]
-    pieces: Sequence[tuple[str | None, int]]  # adapter and tokens
+    spans: Sequence[tuple[str | None, int]]  # adapter and tokens
     masks: dict[Columns, Tensor | None] = field(default_factory=dict)
 
     def mask(self, columns: Columns, like: Tensor) -> Tensor | None:
@@ -216,7 +216,7 @@ class Adapters:
         """Let every token be computed with its own adapter, until `activate` is called."""
         self._switch(None)
         self._mix = mix
-        wanted = {name for name in (*mix.singles, *(name for name, _ in mix.pieces)) if name is not None}
+        wanted = {name for name in (*mix.singles, *(name for name, _ in mix.spans)) if name is not None}
         if not wanted <= set(self._laid_out):
             self._laid_out, self._weights = tuple(sorted(wanted)), {}
 
@@ -280,7 +280,7 @@ def _add_mixed(y: Tensor, x: Tensor, weights: _Weights, mix: Mix) -> None:
         mask = mix.mask(weights.columns, middle)
         _add_product(y[:singles], middle if mask is None else middle.mul_(mask), weights.b)
     start = singles
-    for name, tokens in mix.pieces:
+    for name, tokens in mix.spans:
         rows = slice(start, start + tokens)
         start += tokens
         if name in weights.spans:

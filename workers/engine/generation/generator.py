@@ -241,9 +241,11 @@ class Generator:
         layout = self._cache.lay_out(pieces)
         names = [row.request.adapter for row, _ in planned]
         lengths = [piece.length for piece in pieces]
-        self._adapters.mix(
-            Mix(names[: layout.singles], list(zip(names, lengths, strict=True))[layout.singles :])
+        long = itertools.groupby(
+            zip(names[layout.singles :], lengths[layout.singles :], strict=True), lambda item: item[0]
         )
+        spans = [(name, sum(length for _, length in items)) for name, items in long]
+        self._adapters.mix(Mix(names[: layout.singles], spans))
         due = [[place for place in row.due() if piece.start <= place < piece.end] for row, piece in planned]
         starts = itertools.accumulate(lengths, initial=0)
         logits = self._forward(
@@ -264,7 +266,7 @@ class Generator:
         return tokens
 
     def _plan(self) -> list[tuple[Row, Piece]]:
-        """Return the next tokens of each row with a slot: those of one token first."""
+        """Return the next tokens of each row with a slot: those of one token first, then by adapter."""
         room = STEP_TOKENS
         planned: list[tuple[Row, Piece]] = []
         for row in self._running:
@@ -277,7 +279,12 @@ class Generator:
                     continue
                 room -= end - row.computed
             planned.append((row, Piece(row.slot, row.computed, end)))
-        return sorted(planned, key=lambda item: (item[1].length > 1, item[0].slot))
+
+        def place(item: tuple[Row, Piece]) -> tuple[bool, str, int]:
+            row, piece = item
+            return piece.length > 1, (row.request.adapter or "") if piece.length > 1 else "", row.slot
+
+        return sorted(planned, key=place)
 
     def _forward(self, ids: Ids, positions: Ids, ends: Sequence[int], layout: Layout) -> Tensor:
         self._cache.layout = layout

@@ -98,7 +98,7 @@ class Arm:
             is_b = "lora_B" in path or "lora_embedding_B" in path
             by_ratio.setdefault(learn.loraplus_lr_ratio if is_b else 1.0, []).append(parameter)
         groups = [{"params": parameters, "ratio": ratio} for ratio, parameters in by_ratio.items()]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=learn.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=learn.weight_decay, fused=True)
         torch.manual_seed(learn.seed)
         self.random_state = runtime.random_state(device)
 

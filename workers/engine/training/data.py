@@ -192,6 +192,22 @@ def common_prefix_length(sequences: Sequence[Ids], limit: int) -> int:
     return limit
 
 
+def cut_batch(examples: Sequence[Example], most_tokens: int, prefix: int = 0) -> list[list[Example]]:
+    """Cut rows into as few parts of nearly equal size as have about `most_tokens` tokens at most.
+
+    No row is cut. Tokens of a `prefix` that all rows share do not count.
+    """
+    lengths = np.cumsum([len(example.ids) - prefix for example in examples])
+    total = int(lengths[-1])
+    count = min(len(examples), -(-total // max(1, most_tokens)))
+    parts: list[list[Example]] = [[] for _ in range(count)]
+    for example, end in zip(examples, lengths, strict=True):
+        # By the middle of the row in the sequence of all of them.
+        middle = int(end) - (len(example.ids) - prefix) / 2
+        parts[int(middle * count / total)].append(example)
+    return [part for part in parts if part]
+
+
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
     """Batch rows of similar length to pad little, the longest first: later batches reuse the memory."""
     ordered = sorted(examples, key=lambda example: len(example.ids), reverse=True)

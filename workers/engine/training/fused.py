@@ -93,27 +93,28 @@ class LoraDelta(torch.autograd.Function):
     """y + scaling * x A^T B^T, added into y in place.
 
     y [..., d_out], x [..., d_in], A [r, d_in], B [d_out, r].
-    A and B are cast to the format of x for the products; their gradients keep their own format.
+    A and B are cast to the format of x for the products, once; their gradients keep their own format.
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        flat = x.flatten(0, -2)
-        middle = flat @ a.to(x.dtype).T
-        y.view(-1, y.shape[-1]).addmm_(middle, b.to(x.dtype).T, alpha=scaling)
+        flat, own_a, own_b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)
+        middle = flat @ own_a.T
+        y.view(-1, y.shape[-1]).addmm_(middle, own_b.T, alpha=scaling)
         ctx.mark_dirty(y)
-        ctx.save_for_backward(x, middle, a, b)
-        ctx.scaling = scaling
+        ctx.save_for_backward(x, middle, own_a, own_b)
+        ctx.scaling, ctx.dtypes = scaling, (a.dtype, b.dtype)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         x, middle, a, b = ctx.saved_tensors
         gradient = grad_outputs[0].flatten(0, -2)
-        inner = (gradient @ b.to(x.dtype)).mul_(ctx.scaling)
-        grad_x = (inner @ a.to(x.dtype)).view(x.shape) if ctx.needs_input_grad[1] else None
-        grad_a = (inner.T @ x.flatten(0, -2)).to(a.dtype)
-        grad_b = (gradient.T @ middle).to(b.dtype).mul_(ctx.scaling)
+        inner = (gradient @ b).mul_(ctx.scaling)
+        grad_x = (inner @ a).view(x.shape) if ctx.needs_input_grad[1] else None
+        dtype_a, dtype_b = ctx.dtypes
+        grad_a = (inner.T @ x.flatten(0, -2)).to(dtype_a)
+        grad_b = (gradient.T @ middle).to(dtype_b).mul_(ctx.scaling)
         return grad_outputs[0], grad_x, grad_a, grad_b, None
 
 

@@ -36,17 +36,33 @@ class Packing:
     target_positions: Tensor = field(compare=False)
 
 
-def pack(examples: Sequence[Example], device: torch.device, *, share_prefix: bool) -> Batch:
+def pack(
+    examples: Sequence[Example], device: torch.device, *, share_prefix: bool, multiple: int = 1
+) -> Batch:
     """Return the rows as one sequence, positions counted from each row's own beginning.
 
-    Each row ends before its last target, because no target follows there.
+    Each row ends before its last target, because no target follows there. The last row gets tokens behind its
+    end that nothing attends to, so that the length is a multiple of `multiple`.
     """
     prefix = shared_prefix(examples) if share_prefix else 0
     ends = [max(1, len(example.ids) - 1 - int(example.loss_mask[::-1].argmax())) for example in examples]
-    lengths = tuple(end - prefix for end in ends)
-    pieces = [np.arange(prefix), *(np.arange(prefix, end) for end in ends)]
+    lengths = [end - prefix for end in ends]
+    filling = -(prefix + sum(lengths)) % multiple
+    lengths[-1] += filling
+    # The filling repeats the last position, because a model may have no further one.
+    pieces = [
+        np.arange(prefix),
+        *(np.arange(prefix, end) for end in ends),
+        np.full(filling, ends[-1] - 1),
+    ]
     rows = list(zip(examples, ends, strict=True))
-    ids = np.concatenate([examples[0].ids[:prefix], *(row.ids[prefix:end] for row, end in rows)])
+    ids = np.concatenate(
+        [
+            examples[0].ids[:prefix],
+            *(row.ids[prefix:end] for row, end in rows),
+            np.full(filling, examples[-1].ids[ends[-1] - 1]),
+        ]
+    )
     # The token after each position, and whether it is a target.
     following = np.concatenate(
         [examples[0].ids[:prefix], *(row.ids[prefix + 1 : end + 1] for row, end in rows)]
@@ -61,7 +77,7 @@ def pack(examples: Sequence[Example], device: torch.device, *, share_prefix: boo
         torch.from_numpy(following[learn].astype(np.int64)).to(device),
         sum(len(example.ids) for example in examples),
         torch.from_numpy(np.concatenate(pieces)[None]).to(device),
-        Packing(prefix, lengths, positions),
+        Packing(prefix, tuple(lengths), positions),
     )
 
 

@@ -104,8 +104,7 @@ def train(
                     batches = arm.step_examples(step)
                     labelled = sum(example.target_count for batch in batches for example in batch)
                     loss, correct, tokens = 0.0, 0, 0
-                    for examples in batches:
-                        batch = scorer.collate(examples, device, share_prefix=learn.allows_shared_prefix)
+                    for batch in scorer.batches(batches, device, share_prefix=learn.allows_shared_prefix):
                         batch_loss, batch_correct = scorer.training_loss(batch, labelled)
                         batch_loss.backward()  # type: ignore[no-untyped-call]
                         loss, tokens = loss + float(batch_loss.detach()), tokens + batch.tokens
@@ -172,12 +171,12 @@ def validate(
 ) -> dict[str, float]:
     """Return loss (nats) and token accuracy, both over all labelled tokens of the arm's validation rows."""
     total, correct, tokens = 0.0, 0, 0
-    for examples in micro_batches(
-        arm.validation_examples, arm.spec.hyperparameters.per_device_train_batch_size
-    ):
+    learn = arm.spec.hyperparameters
+    held_out = micro_batches(arm.validation_examples, learn.per_device_train_batch_size)
+    for batch in scorer.batches(held_out, device):
         keep_alive()
         stop_if_asked(should_stop)
-        losses, is_correct = scorer.token_scores(scorer.collate(examples, device))
+        losses, is_correct = scorer.token_scores(batch)
         total, tokens = total + float(losses.double().sum()), tokens + len(losses)
         correct += int(is_correct.sum())
     return {"validation/loss": total / tokens, "validation/token_accuracy": correct / tokens}
