@@ -116,7 +116,7 @@ class Scorer:
     ) -> Iterator[Batch]:
         """Yield their rows in the layout that this scorer reads; on a CPU only so many at a time as pay."""
         for examples in micro_batches:
-            parts = [examples]
+            parts: Sequence[Sequence[Example]] = [examples]
             if device.type == "cpu":
                 prefix = shared_prefix(examples) if share_prefix and self.shares_prefix else 0
                 parts = cut_batch(examples, CPU_BATCH_TOKENS, prefix)
