@@ -89,7 +89,7 @@ def test_it_shows_memory_per_device(
 def test_suggested_edits_give_their_forecast(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel, node: WorkerNode
 ) -> None:
-    WorkerNode.objects.update(device="NVIDIA A100", memory_bytes=500_000_000)
+    WorkerNode.objects.update(device="NVIDIA A100", memory_bytes=1_300_000_000)
     DatasetVersion.objects.update(splits={"train": 4000, "validation": 2, "test": 2})
     wide = {"per_device_train_batch_size": "512", "max_length": "512", "gradient_accumulation_steps": "1"}
     edits = ask(client, ed, dataset, base_model, **wide).context["plan"].edits
