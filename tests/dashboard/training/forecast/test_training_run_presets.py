@@ -121,7 +121,7 @@ def test_a_card_shows_that_memory_is_too_small(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     WorkerNode.objects.create(
-        name="gpu0@here", queue="gpu", host="here", pid=1, device="NVIDIA A100", memory_bytes=1_300_000_000
+        name="gpu0@here", queue="gpu", host="here", pid=1, device="NVIDIA A100", memory_bytes=950_000_000
     )
     client.force_login(ed)
     wide = entered(dataset, base_model, per_device_train_batch_size="512", max_length="512")
