@@ -25,7 +25,12 @@ MODULES = (
 )
 FORKED = forked_engine.FORKED | {
     name: name
-    for name in ("tests.engine.engine_cost", "tests.engine.importing.corpus", "tests.engine.noisy_engine")
+    for name in (
+        "tests.engine.engine_cost",
+        "tests.engine.importing.corpus",
+        "tests.engine.noisy_engine",
+        "tests.engine.training.card_steps",
+    )
 }
 # NumPy and pyarrow would start threads at their import.
 ONE_THREAD = {

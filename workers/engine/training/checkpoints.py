@@ -325,13 +325,14 @@ def _restore_tensors(arm: Arm, folder: Path, *, with_random: bool) -> None:
     with torch.no_grad():
         for number, parameter in enumerate(arm.parameters):
             parameter.copy_(tensors[f"{number}.weight"])
-            # AdamW keeps its count of steps on the CPU, and its moments beside the weight.
-            moments = {name: tensors[key] for name in MOMENTS if (key := f"{number}.{name}") in tensors}
+            # Fused AdamW reads its moments and its count of steps on the weight's device.
+            moments = {
+                name: tensors[key].to(parameter.device)
+                for name in MOMENTS
+                if (key := f"{number}.{name}") in tensors
+            }
             if moments:
-                arm.optimizer.state[parameter] = {
-                    name: value if name == "step" else value.to(parameter.device)
-                    for name, value in moments.items()
-                }
+                arm.optimizer.state[parameter] = moments
     if arm.best_weights_step == arm.step:
         arm.best_weights = arm.copied_weights()
     elif arm.best_weights_step:
