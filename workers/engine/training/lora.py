@@ -44,7 +44,8 @@ def attach(base: Any, specs: Sequence[TrainSpec]) -> Any:
     model: Any = None
     for index, spec in enumerate(specs):
         config = _config(spec)
-        with torch.random.fork_rng():
+        # PEFT draws on the CPU; the state of every visible card would take memory on each of them.
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.hyperparameters.seed)
             try:
                 model = attach_adapter(
