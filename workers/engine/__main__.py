@@ -331,7 +331,9 @@ def failure(error: Exception) -> Failure:
 def _memory_sentence(error: BaseException) -> str:
     wanted = re.search(r"allocate ([\d.,]+ ?\w+)", str(error))
     request = f" to allocate another {wanted.group(1)}" if wanted else ""
-    peak = runtime.peak_memory_bytes() / 2**30
+    torch = sys.modules.get("torch")
+    device = torch.device("cuda", 0) if torch and torch.cuda.is_initialized() else None
+    peak = runtime.peak_memory_bytes(device) / 2**30
     return f"There was not enough memory{request}; the process had used up to {peak:.1f} GiB before."
 
 
