@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from workers.engine.__main__ import failure
+from workers.engine.training.runtime import pick_device
 
 
 def test_no_operation_reads_tensors_of_two_devices(tiny_folder: Path) -> None:
@@ -26,3 +27,13 @@ def test_lack_of_memory_on_a_card_is_told_with_the_cards_peak(monkeypatch: pytes
     assert found.code == "out_of_memory"
     assert "2.00 GiB" in found.message
     assert "3.0 GiB" in found.message
+
+
+def test_attention_is_not_computed_by_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        assert pick_device() == torch.device("cuda", 0)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)

@@ -85,7 +85,11 @@ def pick_device() -> torch.device:
     """Return the first CUDA device, else the CPU."""
     import torch
 
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # It prepares itself for hundreds of milliseconds for each new length of rows, and each step has new ones.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return torch.device("cuda", 0)
 
 
 def random_state(device: torch.device) -> torch.Tensor:
