@@ -202,6 +202,8 @@ def environment(kind: str, out_dir: Path) -> dict[str, str]:
         # NumPy would start these threads at its import, and has nothing for them to do.
         "OPENBLAS_NUM_THREADS": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        # NVML, from which the node knows its GPU, counts them in this order too.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
     if kind == Job.Kind.PUSH:
         # The same way of uploading everywhere, and the one that the tests walk.

@@ -39,6 +39,12 @@ def test_engine_sees_only_the_device_of_its_node(
     assert NOTE.read_text() == device
 
 
+def test_engine_counts_gpus_in_the_order_of_its_node(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    run_script(f"open({str(NOTE)!r}, 'w').write(os.environ['CUDA_DEVICE_ORDER'])\n", job, monkeypatch)
+    assert NOTE.read_text() == "PCI_BUS_ID"
+
+
 # An engine whose child ignores signals and would keep the device's memory.
 FAMILY = f"""
 if not os.fork():
