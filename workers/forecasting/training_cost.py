@@ -18,7 +18,7 @@ from workers.forecasting.workload import Workload
 from workers.target_modules.census import Census, Group, Matched
 
 # Changes with every formula: runs estimated by another version are not used for calibration.
-FORMULA = 6
+FORMULA = 7
 PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
 GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
 # Allocator fragmentation after training on rows of many lengths.
@@ -179,14 +179,15 @@ def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOpt
         rows = min(rows, math.ceil(rows * tokens / workload.largest_batch))
     # The engine computes silu(gate) again backwards where the gate is a matrix of its own.
     mlp = (3 if shape.has_joint_gate else 2) * shape.mlp_width
-    # On a CPU attention is computed in fp32.
-    attention = (width if options.on_cuda else 4) * 2 * (shape.query_width + shape.key_width)
+    # On a CPU attention is computed in fp32; in fp32 on a card keys get as many heads as queries.
+    key_width = shape.query_width if options.on_cuda and width == 4 else shape.key_width
+    attention = (width if options.on_cuda else 4) * 2 * (shape.query_width + key_width)
     layer = width * (2 * shape.hidden_size + mlp) + attention
     inputs = _adapter_input_bytes(shape, options)
     kept = tokens * (shape.adapted_depth * layer + inputs)
     if prefix:
         # Each row keeps a copy of the keys and values that it attends to: the prefix and its own.
-        copies = 2 * shape.key_width * (tokens + (rows - 1) * prefix)
+        copies = 2 * key_width * (tokens + (rows - 1) * prefix)
         kept += shape.adapted_depth * (width if options.on_cuda else 4) * copies
     gradients = tokens * layer  # of one layer, beside what is kept
     fragmentation = FRAGMENTATION[options.device_kind]

@@ -27,7 +27,7 @@ from workers.engine.base_models.model import auto_class, read_config
 from workers.engine.generation import adapters
 from workers.engine.generation.generator import Generator
 from workers.engine.generation.requests import GenerationRequest, Sampling
-from workers.engine.training import checkpoints, fused, lora, runtime
+from workers.engine.training import checkpoints, fused, lora, packed, runtime
 from workers.engine.training.arms import Arm
 from workers.engine.training.encoding import Example
 from workers.engine.training.loss import make_scorer
@@ -139,6 +139,13 @@ def tensor(make: Callable[..., Any], values: Any, device: Any = None, **options:
     return make(values, **options).to(device or "cpu")
 
 
+def attend(query: Tensor, *states: Any, attn_mask: Any, enable_gqa: bool, **options: Any) -> Tensor:
+    """Attend; only so can a card compute fewer key heads without a matrix of all pairs of tokens."""
+    assert not enable_gqa or (attn_mask is None and query.dtype == torch.bfloat16)
+    options |= {"attn_mask": attn_mask, "enable_gqa": enable_gqa}
+    return nn.functional.scaled_dot_product_attention(query, *states, **options)
+
+
 def attach(self: adapters.Adapters, own_name: str, _folder: Path) -> None:
     """Attach a new adapter, because a file has numbers."""
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["o_proj"])
@@ -151,6 +158,7 @@ def main(arguments: list[str]) -> int:
     device = torch.device("card", 0)
     runtime.random_state = lambda _device: torch.get_rng_state()
     nn.Module._apply = move
+    packed.scaled_dot_product_attention = attend
     adapters.Adapters._attach = attach
     adapters.check_adapter = adapters.check_bias = lambda _folder: None
     torch.tensor = partial(tensor, torch.tensor)

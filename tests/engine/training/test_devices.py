@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from workers.engine.__main__ import failure
+from workers.engine.training.packed import attend_at_once, equals_row_by_row
 from workers.engine.training.runtime import pick_device
 
 
@@ -37,3 +41,48 @@ def test_attention_is_not_computed_by_cudnn(monkeypatch: pytest.MonkeyPatch) -> 
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def varlen_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_bounds: torch.Tensor,
+    key_bounds: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+    is_aligned_at_end: bool = True,
+) -> torch.Tensor:
+    """What `torch.nn.attention.varlen.varlen_attn` computes on a GPU."""
+    assert window_size == (-1, 0)
+    own, read = query_bounds.diff().tolist(), key_bounds.diff().tolist()
+    assert (longest_query, longest_key) == (max(own), max(read))
+    parts = []
+    for q, k, v in zip(query.split(own), key.split(read), value.split(read), strict=True):
+        mask = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q) if is_aligned_at_end else 0)
+        states = (part.transpose(0, 1)[None] for part in (q, k, v))
+        attended = scaled_dot_product_attention(*states, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
+        parts.append(attended[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("key_heads", [2, 4])
+def test_attention_of_all_rows_at_once_is_that_row_by_row(key_heads: int) -> None:
+    inputs = [torch.randn(1, 11, heads, 8) for heads in (4, key_heads, key_heads)]
+    assert equals_row_by_row(partial(attend_at_once, varlen_attention), inputs)
+
+
+def test_another_attention_of_all_rows_is_not_used() -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> torch.Tensor:
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+    def lose(*arguments: Any, **options: Any) -> torch.Tensor:
+        return varlen_attention(*arguments, **options) * torch.nan
+
+    inputs = [torch.randn(1, 11, 4, 8) for _ in range(3)]
+    for other in (partial(varlen_attention, is_aligned_at_end=False), refuse, lose):
+        assert not equals_row_by_row(partial(attend_at_once, other), inputs)

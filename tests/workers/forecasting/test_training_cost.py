@@ -72,7 +72,7 @@ def kept(names: str, dtype_bytes: int, *, drops: bool = False, adapter_bytes: in
         ONE_TOKEN,
         ComputeOptions(dtype_bytes, on_cuda=True, has_dropout=drops, adapter_dtype_bytes=adapter_bytes),
     )["activations"]
-    layer = dtype_bytes * (2 * 512 + 2 * (512 + 128) + 2 * 1792)
+    layer = dtype_bytes * (2 * 512 + 2 * (512 + (512 if dtype_bytes == 4 else 128)) + 2 * 1792)
     return found / training_cost.FRAGMENTATION["cuda"] - layer
 
 
@@ -85,7 +85,8 @@ def test_activations_equal_the_counted_bytes(names: str) -> None:
     half, whole, dropped = COUNTED[names]
     # A layer's scores of attention, 4 bytes per head and 8 more, are left out of the sums.
     assert kept(names, 2) == pytest.approx(half, rel=0.005)
-    assert kept(names, 4) == pytest.approx(whole, rel=0.005)
+    # In fp32 a card widens keys and values to the width of the queries.
+    assert kept(names, 4) == pytest.approx(whole + 4 * 2 * (512 - 128), rel=0.005)
     assert kept(names, 2, drops=True) == pytest.approx(dropped, rel=0.005)
 
 
@@ -102,7 +103,8 @@ def test_gradient_checkpointing_keeps_only_layer_inputs() -> None:
 
 
 def test_cpu_keeps_some_freed_memory_with_checkpointing() -> None:
-    of = sizes("q k v o gate up down", layers=8)
+    # With as many key heads as query heads, so that both devices keep the same.
+    of = dataclasses.replace(sizes("q k v o gate up down", layers=8), key_width=512)
     many = dataclasses.replace(
         ONE_TOKEN, longest_row=20_000.0, largest_batch=20_000.0, computed_tokens=20_000.0
     )

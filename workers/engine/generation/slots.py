@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache
 
+from workers.engine.training.packed import attend
+
 SLOTS = "slots"  # the attention's name in Transformers' registry
 KINDS = {"full_attention", "sliding_attention"}
 
@@ -219,14 +221,5 @@ def _attend_piece(
 ) -> Tensor:
     """Attend of several tokens of one row, [tokens, heads, width]."""
     keys, values = (item[piece.slot, : piece.end].transpose(0, 1)[None] for item in (key, value))
-    mask = layout.piece_mask(piece, window)
-    output = scaled_dot_product_attention(
-        query.transpose(0, 1)[None],
-        keys,
-        values,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=query.shape[1] != keys.shape[1],
-    )
+    output = attend(query.transpose(0, 1)[None], keys, values, layout.piece_mask(piece, window), scaling)
     return output[0].transpose(0, 1)

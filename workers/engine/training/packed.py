@@ -6,7 +6,10 @@ sum over the rows. Causal attention over whole rows only: models with other atte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +25,8 @@ from workers.engine.training.encoding import Example
 PACKED = "packed"  # the attention's name in Transformers' registry
 # Arguments of other attention than causal attention over whole rows.
 OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux")
+# The pieces with which the attention of all rows at once is compared with that of each row.
+PROBE = (3, (2, 5, 1))
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,18 @@ class Packing:
     prefix: int
     rows: tuple[int, ...]
     target_positions: Tensor = field(compare=False)
+
+    @functools.cached_property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Return where each piece begins and ends among the queries, and among the keys that it reads."""
+        own = [self.prefix, *self.rows] if self.prefix else [*self.rows]
+        read = [self.prefix + length for length in self.rows]
+        starts = [
+            [0, *itertools.accumulate(lengths)] for lengths in (own, own[: len(own) - len(read)] + read)
+        ]
+        device = self.target_positions.device
+        queries, keys = (torch.tensor(ends, dtype=torch.int32, device=device) for ends in starts)
+        return queries, keys
 
 
 def pack(
@@ -137,30 +154,127 @@ def attention_dtype(query: Tensor) -> torch.dtype:
     return torch.float32 if is_slow else query.dtype
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Return attention under a boolean mask, or causal attention; of and as [rows, heads, T, head width].
+
+    `key` and `value` may have fewer heads. On a card, torch computes that without a matrix of all pairs of
+    tokens only in 16 bits and without a mask; else they get as many heads.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and query.device.type != "cpu" and (mask is not None or query.dtype == torch.float32):
+        key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
 def attend_packed(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None
 ) -> Tensor:
     """Return the attention of each row to the prefix and to itself, of and as [1, T, heads, head width]."""
+    if at_once := attention_of_all_rows(query, key):
+        return at_once(query, key, value, packing, scaling)
+    return attend_row_by_row(query, key, value, packing, scaling)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        has_groups = q.shape[1] != k.shape[1]
-        is_causal = mask is None
-        return scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=has_groups
-        ).transpose(1, 2)
+
+def attend_row_by_row(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None
+) -> Tensor:
+    """Compute `attend_packed` with one call per row."""
+
+    def attend_row(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        return attend(q, k, v, mask, scaling).transpose(1, 2)
 
     prefix, pieces = packing.prefix, [packing.prefix, *packing.rows]
     (first_query, *queries), (first_key, *keys), (first_value, *values) = (
         torch.split(tensor, pieces, 1) for tensor in (query, key, value)
     )
     if not prefix:
-        parts = [attend(q, k, v) for q, k, v in zip(queries, keys, values, strict=True)]
+        parts = [attend_row(q, k, v) for q, k, v in zip(queries, keys, values, strict=True)]
     else:
         longest = max(packing.rows)
         mask = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
-        parts = [attend(first_query, first_key, first_value)]
+        parts = [attend_row(first_query, first_key, first_value)]
         for q, k, v in zip(queries, keys, values, strict=True):
             k, v = torch.cat((first_key, k), 1), torch.cat((first_value, v), 1)
-            parts.append(attend(q, k, v, mask[: q.shape[1], : k.shape[1]]))
+            parts.append(attend_row(q, k, v, mask[: q.shape[1], : k.shape[1]]))
     return torch.cat(parts, 1)
+
+
+Attention = Callable[[Tensor, Tensor, Tensor, Packing, float | None], Tensor]
+
+
+def attention_of_all_rows(query: Tensor, key: Tensor) -> Attention | None:
+    """Return a function like `attend_row_by_row` that needs one call, where torch has one for this device."""
+    if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    return _proven_attention(query.device, query.dtype, query.shape[2], key.shape[2], query.shape[3])
+
+
+@functools.cache
+def _proven_attention(
+    device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, width: int
+) -> Attention | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # an earlier torch
+        return None
+    found = functools.partial(attend_at_once, varlen_attn)
+    sizes = (sum(PROBE[1]) + PROBE[0], heads, width), (sum(PROBE[1]) + PROBE[0], key_heads, width)
+    shapes = (sizes[0], sizes[1], sizes[1])
+    inputs = [
+        torch.linspace(-9, 9, math.prod(shape), device=device).sin().view(1, *shape) for shape in shapes
+    ]
+    return found if equals_row_by_row(found, [states.to(dtype) for states in inputs]) else None
+
+
+def attend_at_once(
+    varlen_attention: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None
+) -> Tensor:
+    """Compute `attend_packed` with one call; queries of a row stand at the end of the keys that it reads."""
+    prefix, rows = packing.prefix, packing.rows
+    if prefix:
+        key, value = (
+            torch.cat([first, *(part for row in own for part in (first, row))], 1)
+            for first, *own in (torch.split(tensor, [prefix, *rows], 1) for tensor in (key, value))
+        )
+    longest = max(prefix, *rows), max(prefix + length for length in rows)
+    attended: Tensor = varlen_attention(
+        query[0],
+        key[0],
+        value[0],
+        *packing.bounds,
+        *longest,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=query.shape[2] != key.shape[2],
+    )
+    return attended[None]
+
+
+def equals_row_by_row(attention: Attention, inputs: Sequence[Tensor]) -> bool:
+    """Return whether values and gradients are those of one call per row, with a prefix and without one."""
+    with torch.enable_grad():
+        for prefix, rows in (PROBE, (0, (PROBE[0], *PROBE[1]))):
+            packing = Packing(prefix, rows, torch.zeros(0, device=inputs[0].device))
+            results = []
+            for compute in (attend_row_by_row, attention):
+                query, key, value = (tensor.clone().requires_grad_(True) for tensor in inputs)
+                try:
+                    output = compute(query, key, value, packing, None)
+                    gradients = torch.autograd.grad(output.float().square().sum(), (query, key, value))
+                except (RuntimeError, TypeError, ValueError):  # another card, or another signature
+                    return False
+                results.append([output.detach(), *gradients])
+            for own, other in zip(*results, strict=True):
+                # Written so that a value that is no number is not equal.
+                if not float((own - other).float().norm()) <= 3e-2 * float(own.float().norm()):
+                    return False
+    return True
