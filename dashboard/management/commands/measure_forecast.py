@@ -1,7 +1,8 @@
 """`manage.py measure_forecast`: train a few steps under random settings, compare forecast and measurement.
 
 Each setting is predicted from all others (leave one out); `--seed` repeats a draw. Time is the engine's CPU
-time, so that other work on the machine hardly counts. Needs the bundled base model, no database, no broker.
+time, so that other work on the machine hardly counts; on a GPU it is that of usual steps, because the first
+one loads kernels. Needs the bundled base model, no database, no broker.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,16 @@ from django.core.management.base import BaseCommand, CommandError
 
 from dashboard.models.catalog.dataset import SAMPLE_FILE
 from dashboard.models.training.forecast import estimate_run
-from workers.contract.events import ArmEnd, Event, Progress, ProtocolError, Result, from_line
+from workers.contract.events import (
+    ArmEnd,
+    Event,
+    Metrics,
+    Progress,
+    ProtocolError,
+    Result,
+    Started,
+    from_line,
+)
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import (
     PREFIX_TYPES,
@@ -149,6 +160,7 @@ class Command(BaseCommand):
         parser.add_argument("--minutes", type=float, help="time limit in minutes")
         parser.add_argument("--seed", type=int, help="seed of the random settings")
         parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+        parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
 
     def handle(self, *_args: Any, **options: Any) -> None:
         """Measure, predict and print the table. Raises CommandError if a goal is missed."""
@@ -159,7 +171,7 @@ class Command(BaseCommand):
         seed = random.SystemRandom().randrange(10**6) if options["seed"] is None else options["seed"]
         self.stdout.write(f"{options['count']} settings drawn with --seed {seed}, {options['dtype']}.")
         with tempfile.TemporaryDirectory(prefix="graftworks-measure-") as name:
-            bench = Bench(Path(name), options["dtype"])
+            bench = Bench(Path(name), options["dtype"], options["device"])
             measurements = list(self.measure(bench, seed, options["count"], options["minutes"]))
         if len(measurements) < MIN_SETTINGS:
             raise CommandError(
@@ -190,7 +202,7 @@ class Command(BaseCommand):
         """Print one line per setting."""
         self.stdout.write("")
         self.stdout.write(f"{'preset':12}{'r':>4}{'batch':>7}{'length':>8}{'steps':>7}     "
-                          f"{'memory, GB':>16}{'off':>8}{'CPU seconds':>18}{'off':>8}")  # fmt: skip
+                          f"{'memory, GB':>16}{'off':>8}{'seconds':>18}{'off':>8}")  # fmt: skip
         for row in results:
             measured = row.measurement
             self.stdout.write(
@@ -217,8 +229,8 @@ class Command(BaseCommand):
 class Bench:
     """Runs of the engine on the bundled model and a dataset of varied row lengths."""
 
-    def __init__(self, folder: Path, dtype: str) -> None:
-        self.folder, self.dtype = folder, dtype
+    def __init__(self, folder: Path, dtype: str, device: str) -> None:
+        self.folder, self.dtype, self.device = folder, dtype, device
         model = str(settings.BUNDLED_MODEL_DIR)
         self.base = BaseSpec(path=model, name="bundled")
         upload = folder / "rows.jsonl"
@@ -240,12 +252,20 @@ class Bench:
         workload = estimate_workload(kept, hyperparameters, is_packed=is_packed)
         trainable = adapter_params(resolution.matched, hyperparameters.r)
         shape = model_shape(self.census, resolution.matched, hyperparameters.r, trainable)
-        estimate = estimate_run(shape, workload, hyperparameters, "cpu", self.dtype, threads=1)
         events, seconds = self.run(
             "train", to_dict(self.spec(slug, resolution, hyperparameters)), self.folder / "out"
         )
         shutil.rmtree(self.folder / "out")  # The next setting could not continue these checkpoints.
+        device = next(event.device for event in events if isinstance(event, Started))
+        if not device.startswith(self.device):
+            raise CommandError(f"The engine found no {self.device} device, but {device}.")
+        estimate = estimate_run(shape, workload, hyperparameters, device, self.dtype, threads=1)
         summary = next(event.summary for event in events if isinstance(event, ArmEnd))
+        if self.device == "cuda":
+            speeds = [
+                event.values["train/tokens_per_second"] for event in events if isinstance(event, Metrics)
+            ]
+            seconds = summary["tokens"] / statistics.median(speeds)
         return Measurement(
             preset=slug,
             hyperparameters=hyperparameters,
@@ -271,10 +291,12 @@ class Bench:
         path = self.folder / "spec.json"
         path.write_text(json.dumps(spec))
         command = [sys.executable, "-m", "workers.engine", kind, str(path), str(out_dir)]
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        own = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        if self.device == "cpu":
+            own["CUDA_VISIBLE_DEVICES"] = ""
         log = self.folder / "log"
         with log.open("wb") as errors, subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, cwd=settings.BASE_DIR, env=os.environ | threads
+            command, stdout=subprocess.PIPE, stderr=errors, cwd=settings.BASE_DIR, env=os.environ | own
         ) as child:  # fmt: skip
             events: list[Event] = []
             clock: dict[str, float] = {}

@@ -25,7 +25,7 @@ class FakeBench:
 
     seconds: Iterator[float] = itertools.repeat(1.33)
 
-    def __init__(self, _folder: Path, _dtype: str) -> None: ...
+    def __init__(self, _folder: Path, _dtype: str, _device: str) -> None: ...
 
     def measure(self, slug: str, hyperparameters: Hyperparameters) -> Measurement:
         """Return the estimate, multiplied by the factors above."""
@@ -81,7 +81,7 @@ def test_it_prints_each_setting_and_a_summary(bench: type[FakeBench]) -> None:
     said = measure("--count", "6", "--seed", "4")
     assert "6 settings drawn with --seed 4" in said
     (head,) = (line for line in said.splitlines() if line.startswith("preset"))
-    assert " ".join(head.split()) == "preset r batch length steps memory, GB off CPU seconds off"
+    assert " ".join(head.split()) == "preset r batch length steps memory, GB off seconds off"
     lines = said.split(head)[1].strip().splitlines()[:6]
     assert all("/ 1.10" in line and "/ 26.6" in line for line in lines)
     assert [line.split()[0] for line in lines] == list(PRESETS)
@@ -120,9 +120,19 @@ def test_bench_trains_and_measures(tmp_path: Path, tiny_folder: Path, settings: 
     slug, drawn = next(draw_settings(5))
     # Enough steps for the resolution of processor time, a hundredth of a second.
     hyperparameters = dataclasses.replace(drawn, max_steps=40, num_train_epochs=None)
-    measurement = Bench(tmp_path, "float32").measure(slug, hyperparameters)
+    measurement = Bench(tmp_path, "float32", "cpu").measure(slug, hyperparameters)
     # How near a toy's forecast is says nothing: only that there is one.
     assert measurement.estimated_bytes > 0
     assert measurement.estimated_seconds > 0
     assert measurement.seconds > 0
     assert measurement.bytes > 0.2e9, "a process with torch"
+
+
+def test_bench_refuses_another_device(
+    tmp_path: Path, tiny_folder: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settings.BUNDLED_MODEL_DIR = tiny_folder
+    bench = Bench(tmp_path, "float32", "cuda")
+    with pytest.raises(CommandError, match="found no cuda device, but cpu"):
+        bench.measure(*next(draw_settings(5)))
