@@ -15,7 +15,7 @@ help:
 	@echo "make test    every test, with a real broker, worker and browser "
 	@echo "make test-postgres   the tests of jobs again, on PostgreSQL and Valkey"
 	@echo "make proof   hours: kill storms, long walks, simulations, on SQLite and PostgreSQL (STORM, BREAKS, BLOWS)"
-	@echo "make gpu-check   train, resume and score on an NVIDIA GPU, compared with the CPU"
+	@echo "make gpu-check   train, resume, score and serve on an NVIDIA GPU, compared with the CPU"
 	@echo "make bench   hours: speed and memory of training against HF Trainer with PEFT (BENCH_REPEATS=1 for a trial)"
 	@echo "make check   format, lint, types, templates, import layers, migrations, deployment settings"
 	@echo "make clean   remove what was installed and built; data stays"
@@ -40,7 +40,7 @@ test-postgres:
 # Needs a CUDA build of torch; for 4 bits also bitsandbytes (`pip install -e .[four-bit]`).
 gpu-check:
 	@$(MACHINE) test
-	@$(PYTEST) -m gpu tests/gpu
+	@$(PYTEST) -m gpu tests/gpu tests/workers/recovery
 
 # Seeded: the same STORM makes the same schedule.
 STORM ?= --jobs 100 --kills 40 --pauses 4 --seed 1

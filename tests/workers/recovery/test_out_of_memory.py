@@ -31,7 +31,7 @@ counts = pathlib.Path({counts!r})
 counts.write_text(f"oom 4\\noom_kill {{int(counts.read_text().split()[-1]) + 1}}\\n")
 os.kill(os.getpid(), signal.SIGKILL)
 """
-# The real engine with an address space that is too small for a batch of more than four rows.
+# The real engine with an address space, or on a GPU an allowance, too small for more than four rows at once.
 STARVING = """
 import resource, sys
 import psutil, torch
@@ -41,7 +41,12 @@ from workers.engine.training.loss import Scorer
 collate = Scorer.collate
 
 def starved(scorer, examples, *arguments, **options):
-    if len(examples) > 4:
+    if len(examples) > 4 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(
+            torch.cuda.memory_reserved() / torch.cuda.mem_get_info()[1]
+        )
+        torch.empty(1 << 28, device="cuda")
+    elif len(examples) > 4:
         held = psutil.Process().memory_info().vms
         resource.setrlimit(resource.RLIMIT_AS, (held, held))
         torch.empty(1 << 28)
@@ -222,8 +227,10 @@ def test_kill_by_the_supervisor_does_not_count_as_failure(job: Job, monkeypatch:
     assert (ended.state, ended.ignored_attempts) == (State.INTERRUPTED, 1)
 
 
-@pytest.mark.proof
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", [pytest.param("cpu", marks=pytest.mark.proof), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 def test_real_engine_without_memory_succeeds_with_half_the_batch(
     real_base: BaseModel,
     real_dataset: Dataset,
@@ -231,7 +238,10 @@ def test_real_engine_without_memory_succeeds_with_half_the_batch(
     ed: User,
     work_off: Callable[[str], Job],
     monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
+    if kind == "cpu":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     run = make_run(project, real_dataset, real_base, by=ed, max_steps=3)
     path = Path(settings.DATA_DIR) / "starving.py"
     path.write_text(STARVING)
@@ -245,3 +255,5 @@ def test_real_engine_without_memory_succeeds_with_half_the_batch(
     ended = work_off("gpu")
     assert ended.state == State.SUCCEEDED, ended.error
     assert Adapter.objects.filter(run=run).count() == 1
+    run.refresh_from_db()
+    assert run.measured["device"].startswith(kind)
