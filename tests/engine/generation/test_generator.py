@@ -17,7 +17,7 @@ from torch.nn import functional
 from tests.tiny_model import build_tiny_model, tiny_base
 from workers.contract.errors import ModelError, TargetError
 from workers.engine.base_models.model import load_base
-from workers.engine.generation.generator import Generator
+from workers.engine.generation.generator import PROVEN_TYPES, Generator
 from workers.engine.generation.requests import GenerationRequest, Reference, Sampling, sample
 
 CPU = torch.device("cpu")
@@ -146,6 +146,21 @@ def test_mixed_requests_are_answered_as_each_alone(
             assert found[request.key] == alone[:2]
         else:
             assert found[request.key] == alone
+
+
+def test_rounding_in_16_bits_does_not_take_the_slots_away(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "allclose", lambda *_logits, **_tolerances: False)
+    found = {
+        (model_type, dtype): Generator(
+            load_base(tiny_base(folders(model_type)), dtype, CPU), CPU, max_rows=4, max_tokens=1024
+        ).is_batched
+        for model_type in ("llama", "olmo2")
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert [key for key, is_batched in found.items() if is_batched] == [("llama", torch.bfloat16)]
+    assert set(FAMILIES) - PLAIN == PROVEN_TYPES
 
 
 def test_a_prompt_without_slot_has_logits_at_its_end_alone(folders: Callable[[str], Path]) -> None:
