@@ -227,12 +227,15 @@ def _proven_attention(
     except ImportError:  # an earlier torch
         return None
     found = functools.partial(attend_at_once, varlen_attn)
-    sizes = (sum(PROBE[1]) + PROBE[0], heads, width), (sum(PROBE[1]) + PROBE[0], key_heads, width)
-    shapes = (sizes[0], sizes[1], sizes[1])
-    inputs = [
-        torch.linspace(-9, 9, math.prod(shape), device=device).sin().view(1, *shape) for shape in shapes
-    ]
+    shapes = [(1, PROBE[0] + sum(PROBE[1]), count, width) for count in (heads, key_heads, key_heads)]
+    inputs = [_probe_values(shape, device) for shape in shapes]
     return found if equals_row_by_row(found, [states.to(dtype) for states in inputs]) else None
+
+
+def _probe_values(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return values as irregular as random ones, which leave the generator of dropout as it is."""
+    numbers = torch.arange(math.prod(shape), dtype=torch.float64, device=device)
+    return numbers.square().mul(0.37).sin().view(shape)
 
 
 def attend_at_once(
