@@ -7,6 +7,7 @@ machine without a GPU fails here instead of skipping: a check that did not run h
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
 BASE = BaseSpec(path=str(ROOT / ".cache/bundled/SmolLM2-135M-Instruct"), name="SmolLM2-135M-Instruct")
 STEPS, RANK = 20, 16
-# Largest difference of any step's loss in nats. fp32 sums in another order; bfloat16 rounds each product, as
-# on the CPU; NF4 changes the weights themselves, so that only its course is compared.
-LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "4bit": 0.6}
-RESUME_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "4bit": 0.05}
+# Largest difference of any step's loss in nats from the CPU's, in 4 bits from its own in 4 bits. Sums in
+# another order change little in fp32; bfloat16 rounds each product, on a CPU by up to 0.051.
+LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "4bit": 0.05}
+RESUME_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15, "4bit": 1e-2}
 FREED_BYTES = 100e6
 SETTINGS_FORECAST = 8
 ADAPTER = "a" * 64
@@ -164,28 +165,35 @@ def used_bytes(card: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def cpu_losses(data: DataSpec, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    events = Engine("train", make_spec(data), tmp_path_factory.mktemp("cpu"), device="").finish(1800)
-    found = losses(events)
-    assert len(found) == STEPS
-    return found
+def cpu_losses(data: DataSpec, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[float]]:
+    """Return a function for the losses of each step on the CPU."""
+
+    @functools.cache
+    def train(dtype: str) -> list[float]:
+        folder = tmp_path_factory.mktemp("cpu")
+        found = losses(Engine("train", make_spec(data, dtype), folder, device="").finish(1800))
+        assert len(found) == STEPS
+        return found
+
+    return train
 
 
 @pytest.mark.parametrize("dtype", list(LOSS_TOLERANCE))
 def test_losses_are_those_of_the_cpu(
-    data: DataSpec, tmp_path: Path, cpu_losses: list[float], dtype: str
+    data: DataSpec, tmp_path: Path, cpu_losses: Callable[[str], list[float]], dtype: str
 ) -> None:
     found = losses(Engine("train", make_spec(data, dtype), tmp_path).finish())
-    differences = [abs(one - other) for one, other in zip(found, cpu_losses, strict=True)]
+    expected = cpu_losses("4bit" if dtype == "4bit" else "float32")
+    differences = [abs(one - other) for one, other in zip(found, expected, strict=True)]
     assert max(differences) < LOSS_TOLERANCE[dtype], f"largest difference {max(differences):.4f} nats"
 
 
 def test_forked_engine_has_the_losses_of_the_cpu(
-    data: DataSpec, tmp_path: Path, cpu_losses: list[float], monkeypatch: pytest.MonkeyPatch
+    data: DataSpec, tmp_path: Path, cpu_losses: Callable[[str], list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", ForkingPopen)
     found = losses(Engine("train", make_spec(data), tmp_path).finish())
-    assert found == pytest.approx(cpu_losses, abs=LOSS_TOLERANCE["float32"])
+    assert found == pytest.approx(cpu_losses("float32"), abs=LOSS_TOLERANCE["float32"])
     assert forked_engine._servers[0].is_ready
 
 
