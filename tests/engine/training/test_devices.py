@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import peft_model
 from torch.nn.functional import scaled_dot_product_attention
 
+from tests.engine.serving.chats import save_adapter
+from tests.tiny_model import tiny_base
 from workers.engine.__main__ import failure
+from workers.engine.base_models.model import load_base
+from workers.engine.generation.adapters import Adapters
 from workers.engine.training.packed import attend_at_once, equals_row_by_row
 from workers.engine.training.runtime import pick_device
 
@@ -41,6 +46,19 @@ def test_attention_is_not_computed_by_cudnn(monkeypatch: pytest.MonkeyPatch) -> 
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def test_adapters_are_read_to_the_device_of_their_base(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export on the CPU must take no memory of a card beside a training."""
+    save_adapter(tmp_path, tiny_folder, 1)
+    base = load_base(tiny_base(tiny_folder), torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(peft_model, "infer_device", lambda: pytest.fail("PEFT chose a device"))
+    adapters = Adapters(base)
+    for name in ("one", "two"):
+        adapters.load(name, tmp_path)
+    assert adapters.changes_outputs("two")
 
 
 def varlen_attention(

@@ -57,10 +57,15 @@ def attach(base: Any, folder: Path, name: str) -> Any:
     loader: Any = PeftModelForCausalLM
     try:
         with lora.quiet():
-            model = loader.from_pretrained(base, str(folder), name, is_trainable=False, local_files_only=True)
+            model = loader.from_pretrained(base, str(folder), name, **_loading(base))
     except MISMATCHES as error:
         raise TargetError(MISMATCH) from error
     return model.eval()
+
+
+def _loading(base: Any) -> dict[str, Any]:
+    """Return PEFT's arguments; by itself it would read weights to a GPU even for a base model on the CPU."""
+    return {"is_trainable": False, "local_files_only": True, "torch_device": str(base.device)}
 
 
 @dataclass
@@ -170,7 +175,7 @@ class Adapters:
             return
         try:
             with lora.quiet():
-                self._peft.load_adapter(str(folder), own_name, is_trainable=False, local_files_only=True)
+                self._peft.load_adapter(str(folder), own_name, **_loading(self.base))
         except MISMATCHES as error:
             self._detach(own_name)
             raise TargetError(MISMATCH) from error
