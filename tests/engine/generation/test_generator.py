@@ -17,7 +17,7 @@ from torch.nn import functional
 from tests.tiny_model import build_tiny_model, tiny_base
 from workers.contract.errors import ModelError, TargetError
 from workers.engine.base_models.model import load_base
-from workers.engine.generation.generator import PROVEN_TYPES, Generator
+from workers.engine.generation.generator import SLOT_TYPES, Generator
 from workers.engine.generation.requests import GenerationRequest, Reference, Sampling, sample
 
 CPU = torch.device("cpu")
@@ -160,7 +160,7 @@ def test_rounding_in_16_bits_does_not_take_the_slots_away(
         for dtype in (torch.float32, torch.bfloat16)
     }
     assert [key for key, is_batched in found.items() if is_batched] == [("llama", torch.bfloat16)]
-    assert set(FAMILIES) - PLAIN == PROVEN_TYPES
+    assert set(FAMILIES) - PLAIN == SLOT_TYPES
 
 
 def test_a_prompt_without_slot_has_logits_at_its_end_alone(folders: Callable[[str], Path]) -> None:

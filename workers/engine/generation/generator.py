@@ -36,7 +36,7 @@ STEP_TOKENS = 256
 CAPACITY_STEP = 64
 PROBE = (5, 3)  # lengths of the prompts with which a model is compared on both paths
 # Types whose answers in slots the tests compare with the model's own.
-PROVEN_TYPES = frozenset({"gemma3_text", "gpt2", "llama", "mistral", "qwen2", "qwen3"})
+SLOT_TYPES = frozenset({"gemma3_text", "gpt2", "llama", "mistral", "qwen2", "qwen3"})
 
 
 @dataclass
@@ -354,7 +354,7 @@ class Generator:
         finally:
             self._cache = SlotCache(self._device)
         is_exact = expected[0].dtype == torch.float32
-        if not is_exact and self._base.config.model_type in PROVEN_TYPES:
+        if not is_exact and self._base.config.model_type in SLOT_TYPES:
             # In 16 bits another order of sums changes logits as much as a missing key may.
             return True
         tolerance = 1e-4 if is_exact else 3e-2
