@@ -16,7 +16,7 @@ help:
 	@echo "make test-postgres   the tests of jobs again, on PostgreSQL and Valkey"
 	@echo "make proof   hours: kill storms, long walks, simulations, on SQLite and PostgreSQL (STORM, BREAKS, BLOWS)"
 	@echo "make gpu-check   train, resume, score and serve on an NVIDIA GPU, compared with the CPU"
-	@echo "make bench   hours: speed and memory of training against HF Trainer with PEFT (BENCH_REPEATS=1 for a trial)"
+	@echo "make bench   hours: speed and memory of training against HF Trainer with PEFT (BENCH_REPEATS=1 for a trial; TRL=PATH/TO/bin/python adds TRL)"
 	@echo "make check   format, lint, types, templates, import layers, migrations, deployment settings"
 	@echo "make clean   remove what was installed and built; data stays"
 
@@ -60,11 +60,12 @@ proof:
 	$(VENV) -m tests.chaos $(BLOWS)
 	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(BLOWS)
 
-# On a quiet machine, with MLFLOW naming the program of MLflow 3.17; BENCH_SHAPES, BENCH_DTYPES and BENCH_STEPS shorten it further.
+# On a quiet machine, with MLFLOW naming the program of MLflow 3.17, TRL a Python with TRL and BEFORE a checkout of an earlier commit; BENCH_SHAPES, BENCH_DTYPES and BENCH_STEPS shorten it further.
 bench:
 	@$(MACHINE) test
 	@$(VENV) -m tests.bench
 	@$(VENV) -m tests.bench.serving
+	@test -z "$$BEFORE" || $(VENV) -m tests.bench.scoring
 	@$(VENV) -m tests.bench.open_streams
 	@$(VENV) -m tests.bench.beside_trainings
 	@$(VENV) -m tests.bench.pages

@@ -5,6 +5,8 @@ are counted from the data, without padding. Runs must end with the held-out loss
 reads the same rows in the same order: within 0.01 in the mean over the repeats, one seed each. The first step
 must have the gradients of PEFT's own forward. "Tuned" is the peer with rows grouped by length, the best of
 those that were tried. Eight arms are one call of this engine, but eight runs of the peer.
+TRL=PATH/TO/bin/python names a Python with TRL, PEFT and Transformers: its SFTTrainer is then compared too, as
+shipped (with gradient checkpointing), and with rows grouped by length and without checkpointing.
 """
 
 from __future__ import annotations
@@ -36,6 +38,12 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "peer, tuned": {"kind": "peer", "is_tuned": True},
     "peer, as shipped": {"kind": "peer", "is_tuned": False},
 }
+TRL = os.environ.get("TRL", "")
+if TRL:
+    CONTENDERS |= {
+        "TRL, tuned": {"kind": "trl", "is_tuned": True},
+        "TRL, as shipped": {"kind": "trl", "is_tuned": False},
+    }
 Results = dict[str, list[dict[str, Any]]]
 
 
@@ -44,7 +52,8 @@ def run(job: dict[str, Any], folder: Path) -> Any:
     path = folder / "job.json"
     path.write_text(json.dumps(job | {"model": str(MODEL)}))
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.bench.contender", str(path)]
+    python = TRL if job["kind"] == "trl" else sys.executable
+    command = [python, "-m", "tests.bench.contender", str(path)]
     began, before = time.monotonic(), children_seconds()
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -54,6 +63,13 @@ def run(job: dict[str, Any], folder: Path) -> Any:
         found["start_seconds"] = time.monotonic() - began - found.get("seconds", 0.0)
         found["start_cpu_seconds"] = children_seconds() - before - found.get("cpu_seconds", 0.0)
     return found
+
+
+def trl_versions() -> str:
+    """Return the versions in TRL's environment. Raises CalledProcessError if a package is missing there."""
+    read = "from importlib.metadata import version; print(*(f'{name} {version(name)}' for name in "
+    command = [TRL, "-c", f"{read}('trl', 'transformers', 'peft', 'torch')), sep=', ')"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def children_seconds() -> float:
@@ -130,47 +146,58 @@ def write(line: str) -> None:
 
 def write_ratio(label: str, unit: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
     middle, low, high = ratio(ours, theirs)
-    write(f"  {label:26}{unit:>14} {middle:.2f} [{low:.2f}, {high:.2f}]")
+    write(f"  {label:30}{unit:>14} {middle:.2f} [{low:.2f}, {high:.2f}]")
 
 
 def write_runs(results: Results) -> None:
     """Print one line for each contender."""
-    write(f"  {'':26}{'tokens':>8}{'tok/CPU s':>11}{'tok/s':>8}{'peak GB':>9}{'held-out loss':>15}")
+    write(f"  {'':30}{'tokens':>8}{'tok/CPU s':>11}{'tok/s':>8}{'peak GB':>9}{'held-out loss':>15}")
     for name, runs in results.items():
         medians = [statistics.median(speeds(runs, clock)) for clock in ("cpu_seconds", "seconds")]
         tokens, peak = (statistics.median(result[key] for result in runs) for key in ("tokens", "peak"))
         loss = f"{statistics.fmean(result['loss'] for result in runs):.4f}" if "loss" in runs[0] else ""
-        write(f"  {name:26}{tokens:>8,.0f}{medians[0]:>11.1f}{medians[1]:>8.1f}{peak / 1e9:>9.2f}{loss:>15}")
+        write(f"  {name:30}{tokens:>8,.0f}{medians[0]:>11.1f}{medians[1]:>8.1f}{peak / 1e9:>9.2f}{loss:>15}")
+
+
+def compared_pairs(results: Results) -> dict[str, tuple[str, str]]:
+    """Return label -> the two contenders of a ratio."""
+    peers = {
+        "tuned": "peer, tuned",
+        "shipped": "peer, as shipped",
+        "TRL tuned": "TRL, tuned",
+        "TRL as shipped": "TRL, as shipped",
+    }
+    peers = {label: name for label, name in peers.items() if name in results}
+    plain = "ours, prompt not shared" if "ours, prompt not shared" in results else "ours"
+    pairs = {f"engine against {label}": (plain, name) for label, name in peers.items()}
+    if plain != "ours":
+        pairs["sharing"] = ("ours", plain)
+        pairs |= {f"both against {label}": ("ours", name) for label, name in peers.items()}
+    return pairs
+
+
+def loss_differences(results: Results, peer: str) -> tuple[float, str]:
+    """Return the held-out losses less those of a peer: their mean, and a line of them."""
+    both = zip(results["ours"], results[peer], strict=True)
+    differences = [ours["loss"] - theirs["loss"] for ours, theirs in both]
+    line = ", ".join(f"{one:+.4f}" for one in differences)
+    return statistics.fmean(differences), f"  held-out loss less that of {peer}, by seed: {line}"
 
 
 def report(shape: Shape, dtype: str, results: Results, gradients: dict[str, float]) -> bool:
     """Print one table; return whether losses and gradients agree."""
     write(f"\n{shape.name}, {dtype}")
     write_runs(results)
-    pairs = {
-        "engine against tuned": ("ours", "peer, tuned"),
-        "engine against shipped": ("ours", "peer, as shipped"),
-    }
-    if shape.shares_prompt:
-        plain = "ours, prompt not shared"
-        pairs = {
-            "engine against tuned": (plain, "peer, tuned"),
-            "engine against shipped": (plain, "peer, as shipped"),
-            "sharing": ("ours", plain),
-            "both against tuned": ("ours", "peer, tuned"),
-        }
-    for label, (one, other) in pairs.items():
+    for label, (one, other) in compared_pairs(results).items():
         for clock, unit in (("cpu_seconds", "tokens/CPU s"), ("seconds", "tokens/s")):
             write_ratio(label, unit, speeds(results[one], clock), speeds(results[other], clock))
         peaks = [[result["peak"] for result in results[name]] for name in (one, other)]
         write_ratio(label, "peak memory", *peaks)
-    both = zip(results["ours"], results["peer, as shipped"], strict=True)
-    differences = [ours["loss"] - theirs["loss"] for ours, theirs in both]
-    has_equal_loss = abs(statistics.fmean(differences)) <= TOLERANCE
-    write(
-        "  held-out loss less that of the peer as shipped, by seed: "
-        f"{', '.join(f'{one:+.4f}' for one in differences)}{'' if has_equal_loss else ' TOO FAR'}"
-    )
+    mean, line = loss_differences(results, "peer, as shipped")
+    has_equal_loss = abs(mean) <= TOLERANCE
+    write(f"{line}{'' if has_equal_loss else ' TOO FAR'}")
+    if TRL:
+        write(loss_differences(results, "TRL, as shipped")[1])
     is_exact = dtype != "float32" or gradients["ours"] <= GRADIENT_TOLERANCE
     write(
         "  first step's gradients, relative distance from PEFT's own forward in fp32: ours "
@@ -205,6 +232,8 @@ def main() -> None:
         raise SystemExit("The bundled base model is missing. Run `make start` once.")
     load, threads = os.getloadavg()[0], os.environ["OMP_NUM_THREADS"]
     write(f"Load {load:.1f}, {repeats} repeats, OMP_NUM_THREADS {threads}.")
+    if TRL:
+        write(trl_versions())
     agrees = True
     for dtype in dtypes:
         for shape in SHAPES:

@@ -118,11 +118,12 @@ def run_ours(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
 
 
 def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """Train one target after another with HF Trainer and PEFT: as shipped, or with rows grouped by length.
+    """Train one target after another with PEFT and HF Trainer or TRL: as shipped, or tuned.
 
-    As shipped it draws the rows at random; here it draws those of this engine, so that losses compare.
+    As shipped they draw the rows at random; here they draw those of this engine, so that losses compare.
+    Tuned they group rows by length.
     """
-    from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+    from transformers import AutoTokenizer
 
     from workers.engine.training.data import step_rows
 
@@ -142,24 +143,9 @@ def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
     rows = [encode(row) for row in json.loads(Path(job["rows"]).read_text())]
     rows, held_out = rows[:POOL], rows[POOL:]
     tokens, peak = 0, 0
-    tuned: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if job["is_tuned"] else {}
-    arguments = TrainingArguments(
-        output_dir=job["out"],
-        max_steps=job["steps"],
-        per_device_train_batch_size=BATCH,
-        learning_rate=RATE,
-        lr_scheduler_type="cosine",
-        seed=job["seed"],
-        use_cpu=True,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        **tuned,
-    )
+    trainer_class, given = peer_trainer(job, rows, tokenizer)
 
-    class CountingTrainer(Trainer):
+    class CountingTrainer(trainer_class):  # type: ignore[misc]
         def _get_train_sampler(self, *arguments: Any) -> Any:
             if not job["is_tuned"]:
                 steps = range(1, job["steps"] + 1)
@@ -174,12 +160,7 @@ def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
 
     for target in targets(job):
         model = peft_model(job, target)
-        trainer = CountingTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,  # type: ignore[arg-type]
-            data_collator=DataCollatorForSeq2Seq(tokenizer),
-        )
+        trainer = CountingTrainer(model=model, **given)
         clock.start()
         trainer.train()
         clock.stop()
@@ -192,6 +173,49 @@ def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
         "adapter": str(Path(job["out"]) / "adapter"),
         "samples": [[row["input_ids"], row["labels"]] for row in rows[:COMPARED]],
         "held_out": [[row["input_ids"], row["labels"]] for row in held_out],
+    }
+
+
+def peer_trainer(job: dict[str, Any], rows: list[Any], tokenizer: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the class of HF Trainer or TRL, and what it is given beside the model."""
+    settings = {
+        "output_dir": job["out"],
+        "max_steps": job["steps"],
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "cosine",
+        "seed": job["seed"],
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    if job["is_tuned"]:
+        settings["train_sampling_strategy"] = "group_by_length"
+    if job["kind"] == "peer":
+        from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+        collator = DataCollatorForSeq2Seq(tokenizer)
+        return Trainer, {
+            "args": TrainingArguments(**settings),
+            "train_dataset": rows,
+            "data_collator": collator,
+        }
+    from datasets import Dataset  # type: ignore[import-not-found]
+    from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
+
+    if job["is_tuned"]:
+        settings["gradient_checkpointing"] = False
+    # By default it computes models of either format in bfloat16.
+    settings["bf16"] = job["dtype"] == "bfloat16"
+    # The rows are cut already. Cutting them, it would drop those without labels, and number the others anew.
+    settings["max_length"] = None
+    return SFTTrainer, {
+        "args": SFTConfig(**settings),
+        "train_dataset": Dataset.from_list(rows),
+        "processing_class": tokenizer,
     }
 
 
