@@ -22,11 +22,12 @@ LAYER_TYPES = ("LlamaDecoderLayer", "Qwen2DecoderLayer")
 
 
 class RmsNorm(torch.autograd.Function):
-    """weight * x / rms(x) over the last dimension, computed in fp32; `weight` is frozen. Keeps x alone."""
+    """weight * x / rms(x) over the last dimension, in fp32 at least; `weight` is frozen. Keeps x alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).square_()
         scale = squares.div_(x.shape[-1]).add_(epsilon).rsqrt_()  # [..., 1]
         ctx.save_for_backward(x, weight, scale)
         normed: Tensor = (x * scale).to(x.dtype).mul_(weight)
@@ -35,7 +36,7 @@ class RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         x, weight, scale = ctx.saved_tensors
-        states, gradient = x.float(), (grad_outputs[0] * weight).float()
+        states, gradient = x.to(scale.dtype), (grad_outputs[0] * weight).to(scale.dtype)
         mean = torch.linalg.vecdot(gradient, states)[..., None].div_(x.shape[-1])
         gradient.mul_(scale).addcmul_(states, mean.mul_(scale.pow(3)), value=-1)
         return gradient.to(x.dtype), None, None
