@@ -35,7 +35,7 @@ test:
 # The queue, workers and recovery once more, on PostgreSQL and Debian's Valkey.
 test-postgres:
 	@$(MACHINE) test
-	@exec $(VENV) -m tests.servers $(PYTEST) -n $(PROCESSES) -m "jobs and not proof" tests/dashboard tests/workers
+	@exec $(VENV) -m tests.servers $(PYTEST) -n $(PROCESSES) -m "jobs and not proof and not gpu" tests/dashboard tests/workers
 
 # Needs a CUDA build of torch; for 4 bits also bitsandbytes (`pip install -e .[four-bit]`).
 gpu-check:
