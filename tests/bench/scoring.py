@@ -3,7 +3,9 @@
     BEFORE=WORKING_TREE python -m tests.bench.scoring [FILE.jsonl]
 
 WORKING_TREE is a checkout of that commit; its engine runs with the same packages. The adapters are trained
-first. BENCH_REPEATS (5) and BENCH_DTYPES (float32) as for the training. In float32 all answers must be equal.
+first. "Base kept" is this engine where the base model's scores on these rows are known already, as after the
+first evaluation of a dataset. BENCH_REPEATS (5) and BENCH_DTYPES (float32) as for the training. In float32
+all answers must be equal.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 from tests.bench.__main__ import MODEL, ROOT, children_seconds, write, write_ratio
 from tests.bench.shapes import ARMS
 from tests.tiny_model import write_canonical
+from workers.contract.base_scores import number_format
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import BaseSpec, DataSpec, EvalSpec, TargetSpec, TrainSpec, to_dict
 
@@ -99,7 +102,7 @@ def difference(ours: Answers, theirs: Answers) -> tuple[int, float]:
 
 
 def main() -> None:
-    roots = {"ours": ROOT, "before": Path(os.environ["BEFORE"]).resolve()}
+    before = Path(os.environ["BEFORE"]).resolve()
     rows = [
         json.loads(line)["messages"]
         for line in Path(sys.argv[1] if len(sys.argv) > 1 else SAMPLE).read_text().splitlines()
@@ -115,22 +118,26 @@ def main() -> None:
                 base=BaseSpec(path=str(MODEL), name="bundled"), data=data, adapters=adapters, dtype=dtype
             )
             fields = to_dict(spec)
-            fields.pop("kept_formats", None)  # unknown to earlier engines
-            results: dict[str, list[tuple[float, float]]] = {"ours": [], "before": []}
+            kept = {"kept_formats": [number_format(dtype, "cpu")]}
+            fields.pop("kept_formats")  # unknown to earlier engines
+            specs = {"ours": fields, "ours, base kept": fields | kept, "before": fields}
+            results: dict[str, list[tuple[float, float]]] = {contender: [] for contender in specs}
             for repeat in range(int(os.environ.get("BENCH_REPEATS", "5"))):
                 for contender in results if repeat % 2 == 0 else reversed(results):
                     out = folder / f"{dtype}-{contender}-{repeat}"
-                    results[contender].append(engine(roots[contender], "evaluate", fields, out))
+                    root = before if contender == "before" else ROOT
+                    results[contender].append(engine(root, "evaluate", specs[contender], out))
             write(f"\n{len(test)} rows, base and {len(adapters)} adapters, {dtype}")
             for contender, runs in results.items():
-                write(f"  {contender:8}" + "".join(f"{seconds:8.1f} s" for seconds, _peak in runs))
+                write(f"  {contender:16}" + "".join(f"{seconds:8.1f} s" for seconds, _peak in runs))
             times, peaks = (
                 {contender: [run[place] for run in runs] for contender, runs in results.items()}
                 for place in (0, 1)
             )
-            write_ratio("before by ours", "CPU time", times["before"], times["ours"])
+            for contender in ("ours", "ours, base kept"):
+                write_ratio(f"before by {contender}", "CPU time", times["before"], times[contender])
             write_ratio("ours by before", "peak memory", peaks["ours"], peaks["before"])
-            first = [answers(folder / f"{dtype}-{contender}-0") for contender in results]
+            first = [answers(folder / f"{dtype}-{contender}-0") for contender in ("ours", "before")]
             equal, loss = difference(*first)
             write(f"  {equal} of {len(first[0])} answers equal, losses within {loss:.1e}")
             agrees &= dtype != "float32" or equal == len(first[0])

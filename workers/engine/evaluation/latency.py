@@ -21,7 +21,7 @@ from workers.engine.training.encoding import Ids
 from workers.engine.training.runtime import stop_if_asked
 
 BASE = "base"
-TOKENS = 14
+TOKENS = 9
 # The first tokens of a measurement find cold caches.
 WARM_UP = 3
 MIN_INTERVALS = 4
