@@ -146,7 +146,7 @@ def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
     tokens, peak = 0, 0
     trainer_class, given = peer_trainer(job, rows, tokenizer)
 
-    class CountingTrainer(trainer_class):  # type: ignore[misc]
+    class CountingTrainer(trainer_class):  # type: ignore[misc, valid-type]
         def _get_train_sampler(self, *arguments: Any) -> Any:
             if not job["is_tuned"]:
                 steps = range(1, job["steps"] + 1)

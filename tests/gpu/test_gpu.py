@@ -270,7 +270,7 @@ def test_forecasts_of_memory_and_time_are_close(dtype: str, monkeypatch: pytest.
 
 
 def test_a_training_that_does_not_fit_says_so(data: DataSpec, tmp_path: Path) -> None:
-    """What the supervisor does then is checked in `tests/workers/recovery/test_out_of_memory.py`."""
+    """Fail alone; `tests/workers/recovery/test_out_of_memory.py` checks the retry."""
     rows = [
         [{"role": "user", "content": "word " * 4000}, {"role": "assistant", "content": "word " * 4000}]
     ] * 256

@@ -1,4 +1,4 @@
-"""What differs on a CUDA device, as far as a machine without one can show it."""
+"""Training and answers on a CUDA device, as far as a machine without one can show what differs there."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def varlen_attention(
     enable_gqa: bool,
     is_aligned_at_end: bool = True,
 ) -> torch.Tensor:
-    """What `torch.nn.attention.varlen.varlen_attn` computes on a GPU."""
+    """Compute on the CPU as `torch.nn.attention.varlen.varlen_attn` does on a GPU."""
     assert window_size == (-1, 0)
     own, read = query_bounds.diff().tolist(), key_bounds.diff().tolist()
     assert (longest_query, longest_key) == (max(own), max(read))
