@@ -55,14 +55,14 @@ def run(job: dict[str, Any], folder: Path) -> Any:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     python = TRL if job["kind"] == "trl" else sys.executable
     command = [python, "-m", "tests.bench.contender", str(path)]
-    began, before = time.monotonic(), children_seconds()
+    began, before = time.monotonic(), _children_seconds()
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{job['kind']} failed: {done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
     if isinstance(found, dict):
         found["start_seconds"] = time.monotonic() - began - found.get("seconds", 0.0)
-        found["start_cpu_seconds"] = children_seconds() - before - found.get("cpu_seconds", 0.0)
+        found["start_cpu_seconds"] = _children_seconds() - before - found.get("cpu_seconds", 0.0)
     return found
 
 
@@ -73,7 +73,7 @@ def trl_versions() -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def children_seconds() -> float:
+def _children_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -15,12 +15,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench.__main__ import MODEL, ROOT, children_seconds, write, write_ratio
-from tests.bench.shapes import ARMS
+from tests.bench.ratios import ratio
+from tests.bench.serving import MODEL, ROOT
+from tests.bench.shapes import ARMS, RANK
 from tests.tiny_model import write_canonical
 from workers.contract.base_scores import number_format
 from workers.contract.hyperparameters import Hyperparameters
@@ -36,31 +37,19 @@ def engine(root: Path, kind: str, spec: Any, out: Path) -> tuple[float, float]:
     """Run one job of the engine in `root`; return its processor seconds and its peak memory in bytes."""
     out.mkdir(parents=True)
     (out / "spec.json").write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "workers.engine", kind, str(out / "spec.json"), str(out)]
-    began = children_seconds()
     with (out / "log").open("wb") as log:
         child = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "workers.engine", kind, str(out / "spec.json"), str(out)],
             cwd=root,
             env=os.environ | {"PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""},
             stdout=log,
             stderr=log,
         )
-        peak = 0.0
-        while child.poll() is None:
-            peak = max(peak, _peak_memory(child.pid))
-            time.sleep(0.2)
+        _pid, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(f"{kind} in {root} failed:\n{(out / 'log').read_text()[-2000:]}")
-    return children_seconds() - began, peak
-
-
-def _peak_memory(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def train(data: DataSpec, out: Path) -> dict[str, str]:
@@ -75,7 +64,7 @@ def train(data: DataSpec, out: Path) -> dict[str, str]:
                 target_modules=target.modules,
                 layers_to_transform=tuple(target.layers),
                 modules=len(target.modules) * len(target.layers),
-                trainable_parameters=target.trainable_parameters * learn.r // 8,
+                trainable_parameters=target.trainable_parameters * learn.r // RANK,
             ),
             hyperparameters=learn,
         )
@@ -99,6 +88,11 @@ def difference(ours: Answers, theirs: Answers) -> tuple[int, float]:
     return sum(one["output"] == other["output"] for one, other in pairs), max(
         abs(one - other) / other for one, other in losses
     )
+
+
+def write_ratio(label: str, ones: Sequence[float], others: Sequence[float]) -> None:
+    middle, low, high = ratio(ones, others)
+    print(f"  {label:40} {middle:.2f} [{low:.2f}, {high:.2f}]")
 
 
 def main() -> None:
@@ -127,19 +121,19 @@ def main() -> None:
                     out = folder / f"{dtype}-{contender}-{repeat}"
                     root = before if contender == "before" else ROOT
                     results[contender].append(engine(root, "evaluate", specs[contender], out))
-            write(f"\n{len(test)} rows, base and {len(adapters)} adapters, {dtype}")
+            print(f"\n{len(test)} rows, base and {len(adapters)} adapters, {dtype}")
             for contender, runs in results.items():
-                write(f"  {contender:16}" + "".join(f"{seconds:8.1f} s" for seconds, _peak in runs))
+                print(f"  {contender:16}" + "".join(f"{seconds:8.1f} s" for seconds, _peak in runs))
             times, peaks = (
                 {contender: [run[place] for run in runs] for contender, runs in results.items()}
                 for place in (0, 1)
             )
             for contender in ("ours", "ours, base kept"):
-                write_ratio(f"before by {contender}", "CPU time", times["before"], times[contender])
-            write_ratio("ours by before", "peak memory", peaks["ours"], peaks["before"])
+                write_ratio(f"CPU time before by {contender}", times["before"], times[contender])
+            write_ratio("peak memory, ours by before", peaks["ours"], peaks["before"])
             first = [answers(folder / f"{dtype}-{contender}-0") for contender in ("ours", "before")]
             equal, loss = difference(*first)
-            write(f"  {equal} of {len(first[0])} answers equal, losses within {loss:.1e}")
+            print(f"  {equal} of {len(first[0])} answers equal, losses within {loss:.1e}")
             agrees &= dtype != "float32" or equal == len(first[0])
     raise SystemExit(0 if agrees else "Answers differ, so the speeds are no result.")
 
