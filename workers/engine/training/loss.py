@@ -32,7 +32,7 @@ BF16_CPU_MULTIPLE = 16
 
 
 class LabelledLoss(torch.autograd.Function):
-    """Scalar sum over i of weights[i] * CE(hidden[i] @ head.T, targets[i]), and the number of correct tokens.
+    """weights[i] * CE(hidden[i] @ head.T, targets[i]), fp32 [n], and whether each target is predicted.
 
     hidden [n, d], head [V, d] (frozen), targets [n] int64, weights [n]. With p = softmax(hidden @ head.T) the
     gradient of hidden is weights * (p - onehot(targets)) @ head.
@@ -42,29 +42,29 @@ class LabelledLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        is_correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
         gradient = torch.empty_like(hidden)
         for start in range(0, len(targets), chunk):
             rows = slice(start, start + chunk)
             logits = (hidden[rows] @ head.T).float()
             (top, predicted), picked = highest(logits), logits.gather(1, targets[rows, None])[:, 0]
-            correct += (predicted == targets[rows]).sum()
+            is_correct[rows] = predicted == targets[rows]
             # In place, because each pass over a fresh tensor of this size costs a tenth of a product. Not
             # exp(logits - logsumexp): logits may share a large offset, whose rounding would remain.
             error = torch.softmax(logits, -1, out=logits)
             # The largest probability is exp(top - logsumexp).
-            total += ((top - error.amax(-1).log() - picked) * weights[rows]).sum()
+            losses[rows] = (top - error.amax(-1).log() - picked) * weights[rows]
             error[torch.arange(len(error), device=error.device), targets[rows]] -= 1
             gradient[rows] = (error.to(hidden.dtype) @ head).mul_(weights[rows, None])
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(correct)
-        return total, correct
+        ctx.mark_non_differentiable(is_correct)
+        return losses, is_correct
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0], None, None, None, None
+        return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None, None, None
 
 
 def highest(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,37 +112,65 @@ class Scorer:
         )
 
     def batches(
-        self, micro_batches: Iterable[Sequence[Example]], device: torch.device, *, share_prefix: bool = True
+        self,
+        micro_batches: Iterable[Sequence[Example]],
+        device: torch.device,
+        *,
+        share_prefix: bool = True,
+        copies: int = 1,
     ) -> Iterator[Batch]:
-        """Yield their rows in the layout that this scorer reads; on a CPU only so many at a time as pay."""
+        """Yield their rows in the layout that this scorer reads.
+
+        On a CPU only so many at a time as pay; so many copies of a batch compute as many tokens as one would.
+        """
         for examples in micro_batches:
             parts: Sequence[Sequence[Example]] = [examples]
-            if device.type == "cpu":
-                prefix = shared_prefix(examples) if share_prefix and self.shares_prefix else 0
-                parts = cut_batch(examples, CPU_BATCH_TOKENS, prefix)
+            if device.type == "cpu" or copies > 1:
+                prefix, most = self._room(examples, device, share_prefix=share_prefix)
+                parts = cut_batch(examples, most // copies - prefix, prefix)
             for part in parts:
                 yield self.collate(part, device, share_prefix=share_prefix)
+
+    def most_copies(self, micro_batches: Iterable[Sequence[Example]], device: torch.device) -> int:
+        """Return how many copies of the longest row are as many tokens as one copy's parts may have."""
+        rooms = [
+            self._room(examples, device)[1] // max(len(example.ids) for example in examples)
+            for examples in micro_batches
+        ]
+        return max(1, min(rooms))
+
+    def _room(
+        self, examples: Sequence[Example], device: torch.device, *, share_prefix: bool = True
+    ) -> tuple[int, int]:
+        """Return the tokens of the prefix that the rows share, and how many to compute at a time with it."""
+        prefix = shared_prefix(examples) if share_prefix and self.shares_prefix else 0
+        own = sum(len(example.ids) - prefix for example in examples)
+        return prefix, prefix + (CPU_BATCH_TOKENS if device.type == "cpu" else own)
 
     def training_loss(self, batch: Batch, labelled: int) -> tuple[Tensor, Tensor]:
         """Return the batch's share of the step's mean loss: sum of CE / `labelled` tokens of the step.
 
-        The second value is the number of its tokens that are predicted correctly.
+        The second value is the number of its tokens that are predicted correctly. Both [copies of the batch].
         """
         if self.head is None:
             losses, is_correct = self.token_scores(batch)
-            return losses.sum() / labelled, is_correct.sum()
-        weights = torch.full((len(batch.targets),), 1 / labelled, device=batch.targets.device)
+            return losses.sum(0, keepdim=True) / labelled, is_correct.sum(0, keepdim=True)
+        hidden = self._hidden(batch)
+        copies = len(hidden) // len(batch.targets)
+        targets = batch.targets.repeat(copies)
+        weights = torch.full((len(targets),), 1 / labelled, device=targets.device)
         apply: Any = LabelledLoss.apply
-        loss, correct = apply(self._hidden(batch), self.head.weight, batch.targets, weights, self._chunk)
-        return loss, correct
+        losses, is_correct = apply(hidden, self.head.weight, targets, weights, self._chunk)
+        return losses.view(copies, -1).sum(1), is_correct.view(copies, -1).sum(1)
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return `token_losses`, and whether each labelled token is predicted correctly."""
+        """Return `token_losses`, and whether each labelled token is predicted correctly; copy after copy."""
         if self.head is None:
             logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
             return _scores(logits.flatten(0, 1)[batch.target_positions].float(), batch.targets)
         hidden, head = self._hidden(batch), self.head.weight
-        chunks = zip(torch.split(hidden, self._chunk), torch.split(batch.targets, self._chunk), strict=True)
+        labels = batch.targets.repeat(len(hidden) // len(batch.targets))
+        chunks = zip(torch.split(hidden, self._chunk), torch.split(labels, self._chunk), strict=True)
         parts = [_scores((rows @ head.T).float(), targets) for rows, targets in chunks]
         losses, is_correct = zip(*parts, strict=True)
         return torch.cat(losses), torch.cat(is_correct)
@@ -159,13 +187,16 @@ class Scorer:
         return chunk_rows(len(weight), on_cuda=weight.device.type == "cuda")
 
     def _hidden(self, batch: Batch) -> Tensor:
-        """Return the last hidden states that predict a target, [n, d]."""
+        """Return the last hidden states that predict a target, [n, d], copy after copy of the batch."""
         # No mask: padding is on the right, where causal attention never looks from a real token.
         packed = {"position_ids": batch.position_ids, "packing": batch.packing} if batch.packing else {}
         output = self.body(input_ids=batch.input_ids, use_cache=False, **packed)
-        states: Tensor = output.last_hidden_state.flatten(0, 1)
+        states: Tensor = output.last_hidden_state
+        if batch.packing is None:
+            return states.flatten(0, 1)[batch.target_positions]
         # A fused last layer has returned these alone.
-        return states if len(states) == len(batch.targets) else states[batch.target_positions]
+        is_picked = states.shape[1] == len(batch.targets)
+        return (states if is_picked else states[:, batch.target_positions]).flatten(0, 1)
 
 
 def _scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
