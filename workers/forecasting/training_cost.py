@@ -143,6 +143,7 @@ class ComputeOptions:
     gradient_checkpointing: bool = False
     adapter_dtype_bytes: int = 4  # PEFT keeps adapters in fp32 unless told to use the base's format
     load_in_4bit: bool = False
+    arms: int = 1  # that may share passes
 
     @property
     def device_kind(self) -> str:
@@ -157,7 +158,7 @@ def estimate_memory(shape: ModelShape, workload: Workload, options: ComputeOptio
     the inputs of two norms; queries, keys, values and the attention output; two widths of the MLP.
     """
     width = options.dtype_bytes
-    learned = max(workload.rows, workload.learned_tokens / max(1, workload.micro_batches))
+    learned = max(workload.rows, options.arms * workload.learned_tokens / max(1, workload.micro_batches))
     logit_rows = min(chunk_rows(shape.vocab_size, on_cuda=options.on_cuda), learned)
     base = _base_bytes(shape, options)
     loading = 0.0 if options.on_cuda or width < 4 else LOADING_SHARE * base
@@ -175,8 +176,8 @@ def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOpt
     width = options.dtype_bytes
     prefix, rows, tokens = workload.shared_prefix, workload.rows, workload.largest_batch
     if not options.on_cuda:
-        tokens = _largest_part(workload)
-        rows = min(rows, math.ceil(rows * tokens / workload.largest_batch))
+        tokens = _largest_part(workload, options.arms)
+        rows = min(options.arms * rows, math.ceil(rows * tokens / workload.largest_batch))
     # The engine computes silu(gate) again backwards where the gate is a matrix of its own.
     mlp = (3 if shape.has_joint_gate else 2) * shape.mlp_width
     # On a CPU attention is computed in fp32; in fp32 on a card keys get as many heads as queries.
@@ -201,12 +202,15 @@ def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOpt
     return whole - (saved if options.on_cuda else max(saved - CHECKPOINTING_FRAGMENTATION_BYTES, saved / 2))
 
 
-def _largest_part(workload: Workload) -> float:
-    """Return the tokens of the largest part of a micro-batch that a CPU computes at a time."""
+def _largest_part(workload: Workload, arms: int) -> float:
+    """Return the tokens of the largest part of a micro-batch that a CPU computes at a time.
+
+    Arms that share a pass have a copy of it each, and together no more tokens than one arm may have.
+    """
     most = max(CPU_BATCH_TOKENS + workload.shared_prefix, workload.longest_row)
     parts = math.ceil(workload.largest_batch / most)
     # Where some micro-batches have one part less than others, one part is as large as parts may be.
-    return most if _usual_parts(workload) < parts else workload.largest_batch / parts
+    return most if _usual_parts(workload) < parts else min(most, arms * workload.largest_batch / parts)
 
 
 def _usual_parts(workload: Workload) -> int:

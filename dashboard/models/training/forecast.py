@@ -139,6 +139,7 @@ class RunForecaster:
     calibrations: Sequence[Calibration] = ()
     quantizing_devices: frozenset[str] = frozenset()  # that can keep a base model in 4 bits
     validation_version: DatasetVersion | None = None  # None: validation rows of `version`
+    arms: int = 1  # of a study's seed, which may share passes
 
     @classmethod
     def load(
@@ -215,7 +216,7 @@ class RunForecaster:
         hyperparameters: Hyperparameters,
     ) -> DeviceForecast:
         dtype = self.dtype_on(device)
-        estimate = estimate_run(shape, workload, hyperparameters, device, dtype)
+        estimate = estimate_run(shape, workload, hyperparameters, device, dtype, arms=self.arms)
         correction = corrections(self.calibrations, device, dtype, self.base_model.pk)
         return DeviceForecast(
             device=device,
@@ -295,9 +296,11 @@ def estimate_run(
     device: str,
     dtype: str,
     threads: int | None = None,
+    arms: int = 1,
 ) -> RawEstimate:
     """Return memory and time by formula alone. `threads`: of a CPU; by default those in the device's name."""
-    return _estimate_run(shape, workload, hyperparameters, device, dtype, threads or device_threads(device))
+    threads = threads or device_threads(device)
+    return _estimate_run(shape, workload, hyperparameters, device, dtype, threads, arms)
 
 
 # A form asks for the same cards and arms at every change.
@@ -309,6 +312,7 @@ def _estimate_run(
     device: str,
     dtype: str,
     threads: int,
+    arms: int,
 ) -> RawEstimate:
     options = ComputeOptions(
         dtype_bytes=DTYPE_BYTES.get(dtype, 4),
@@ -317,6 +321,7 @@ def _estimate_run(
         gradient_checkpointing=hyperparameters.gradient_checkpointing,
         adapter_dtype_bytes=adapter_dtype_bytes(dtype, hyperparameters),
         load_in_4bit=hyperparameters.load_in_4bit,
+        arms=arms,
     )
     speed = training_cost.typical_operations_per_second(device, threads, options.dtype_bytes)
     return RawEstimate(
@@ -365,10 +370,10 @@ def record_calibration(run: TrainingRun) -> Calibration | None:
     """
     measured = run.measured
     needed = ("peak_memory_bytes", "seconds", "wall_seconds", "dtype", "device")
-    if run.adjustments or not all(measured.get(name) for name in needed):
-        return None
     job = run.job
-    if job is None or job.attempt > 1 or job.training_runs.count() > 1:
+    if job is None or job.attempt > 1 or job.training_runs.count() > 1 or run.adjustments:
+        return None
+    if not all(measured.get(name) for name in needed):
         return None
     device = WorkerNode.objects.device_of(job.worker) or str(measured["device"])
     dtype = str(measured["dtype"])

@@ -140,6 +140,22 @@ def test_cpu_keeps_a_part_of_a_large_batch(usual: float, largest: float, kept: f
     assert on_cuda[0] / on_cuda[1] == pytest.approx(largest / kept)
 
 
+@pytest.mark.parametrize(("arms", "computed"), [(1, 400), (3, 1200), (8, 1536)])
+def test_arms_that_share_a_pass_have_copies_of_the_batch_up_to_the_part_of_one(
+    arms: int, computed: float
+) -> None:
+    of = sizes("o", layers=8)
+    batch = dataclasses.replace(ONE_TOKEN, rows=8, longest_row=100.0)
+    each, whole = (
+        dataclasses.replace(batch, largest_batch=tokens, computed_tokens=tokens)
+        for tokens in (400.0, computed)
+    )
+    found = estimate_memory(of, each, ComputeOptions(arms=arms))["activations"]
+    assert found == pytest.approx(estimate_memory(of, whole, ComputeOptions())["activations"])
+    on_cuda = [estimate_memory(of, each, ComputeOptions(on_cuda=True, arms=count)) for count in (1, arms)]
+    assert on_cuda[0]["activations"] == on_cuda[1]["activations"]
+
+
 def test_small_run_peaks_while_loading() -> None:
     of = sizes("o")
     assert estimate_memory(of, ONE_TOKEN, ComputeOptions())["activations"] == 200_000_000

@@ -93,8 +93,8 @@ class Rotary(torch.autograd.Function):
 class LoraDelta(torch.autograd.Function):
     """y + scaling * x A^T B^T, added into y in place, for adapters that each have their own copy of a batch.
 
-    y [copies * n, d_out], x [copies * n, d_in], in any number of dimensions. An adapter has a place, which is the
-    number of its copy, a scaling, and two weights, A [r, d_in] and B [d_out, r].
+    y [copies * n, d_out], x [copies * n, d_in], in any number of dimensions. An adapter has a place, which is
+    the number of its copy, a scaling, and two weights, A [r, d_in] and B [d_out, r].
     A and B are cast to the format of x for the products, once; their gradients keep their own format.
     """
 
