@@ -1,9 +1,8 @@
 """Trains arms on one frozen base model: `python -m workers.engine train spec.json out/`.
 
-One spec is one arm; a single run is a study with one arm. Arms take turns inside each optimizer step and
-share the base model, the layers below the lowest adapted one, the dataset and the process, but neither seed,
-row order, schedule nor outcome. A run that was interrupted continues from its checkpoint with the same
-numbers. Knows nothing of queues or users.
+One spec is one arm; a single run is a study with one arm. Arms share the base model, the dataset and the
+process, and forward and backward passes if they read the same rows, but neither weights, schedule nor outcome.
+A run that was interrupted continues from its checkpoint with the same numbers. Knows nothing of queues or users.
 """
 
 from __future__ import annotations
