@@ -1,8 +1,9 @@
 """Trains arms on one frozen base model: `python -m workers.engine train spec.json out/`.
 
 One spec is one arm; a single run is a study with one arm. Arms share the base model, the dataset and the
-process, and forward and backward passes if they read the same rows, but neither weights, schedule nor outcome.
-A run that was interrupted continues from its checkpoint with the same numbers. Knows nothing of queues or users.
+process, and forward and backward passes if they read the same rows, but neither weights, schedule nor
+outcome. A run that was interrupted continues from its checkpoint with the same numbers. Knows nothing of
+queues or users.
 """
 
 from __future__ import annotations
