@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from workers.contract.specs import CPU_BATCH_TOKENS, chunk_rows
+from workers.contract.specs import CPU_BATCH_TOKENS, SHARED_PASS_TOKENS, chunk_rows
 from workers.forecasting.workload import Workload
 from workers.target_modules.census import Census, Group, Matched
 
@@ -176,8 +176,11 @@ def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOpt
     width = options.dtype_bytes
     prefix, rows, tokens = workload.shared_prefix, workload.rows, workload.largest_batch
     if not options.on_cuda:
-        tokens = _largest_part(workload, options.arms)
-        rows = min(options.arms * rows, math.ceil(rows * tokens / workload.largest_batch))
+        tokens = _largest_part(workload)
+    # Arms that share a pass have a copy of the batch each, above the lowest adapted layer.
+    shared = SHARED_PASS_TOKENS * shape.num_layers / max(1, shape.adapted_depth)
+    tokens = max(tokens, min(options.arms * tokens, shared))
+    rows = math.ceil(rows * tokens / workload.largest_batch)
     # The engine computes silu(gate) again backwards where the gate is a matrix of its own.
     mlp = (3 if shape.has_joint_gate else 2) * shape.mlp_width
     # On a CPU attention is computed in fp32; in fp32 on a card keys get as many heads as queries.
@@ -202,15 +205,12 @@ def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOpt
     return whole - (saved if options.on_cuda else max(saved - CHECKPOINTING_FRAGMENTATION_BYTES, saved / 2))
 
 
-def _largest_part(workload: Workload, arms: int) -> float:
-    """Return the tokens of the largest part of a micro-batch that a CPU computes at a time.
-
-    Arms that share a pass have a copy of it each, and together no more tokens than one arm may have.
-    """
+def _largest_part(workload: Workload) -> float:
+    """Return the tokens of the largest part of a micro-batch that a CPU computes at a time."""
     most = max(CPU_BATCH_TOKENS + workload.shared_prefix, workload.longest_row)
     parts = math.ceil(workload.largest_batch / most)
     # Where some micro-batches have one part less than others, one part is as large as parts may be.
-    return most if _usual_parts(workload) < parts else min(most, arms * workload.largest_batch / parts)
+    return most if _usual_parts(workload) < parts else workload.largest_batch / parts
 
 
 def _usual_parts(workload: Workload) -> int:

@@ -14,16 +14,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.engine.conftest import Recorder
-from tests.tiny_model import HIDDEN, LAYERS, build_tiny_model, chat, tiny_base
+from tests.tiny_model import HIDDEN, build_tiny_model, chat, tiny_base
 from workers.contract.events import ArmEnd
 from workers.contract.specs import TargetSpec, TrainSpec
 from workers.engine.base_models.model import load_base, load_tokenizer
 from workers.engine.training import fused, lora, shared_forward
-from workers.engine.training import loss as loss_module
 from workers.engine.training import train as train_module
 from workers.engine.training.arms import Arm
 from workers.engine.training.encoding import CanonicalRow, Example, encode
-from workers.engine.training.loss import PROVEN_TYPES, Scorer, make_scorer
+from workers.engine.training.loss import PROVEN_TYPES, make_scorer
 from workers.engine.training.shared_forward import SharedForward
 from workers.engine.training.train import train
 
@@ -150,7 +149,7 @@ def test_a_shared_pass_gives_each_arm_its_own_losses_and_gradients(
 
     def result(group: list[Arm]) -> tuple[list[float], torch.Tensor, list[torch.Tensor]]:
         shared.start(group)
-        (batch,) = scorer.batches([examples], CPU, copies=len(group))
+        (batch,) = scorer.batches([examples], CPU)
         losses, correct = scorer.training_loss(batch, len(batch.targets))
         with torch.no_grad():
             scores = scorer.token_losses(batch).view(len(group), -1)
@@ -216,25 +215,26 @@ def test_some_steps_are_computed_arm_by_arm_to_measure_them(
         assert speed <= max(record.series("train/tokens_per_second", end.arm))
 
 
+@pytest.mark.parametrize(
+    ("lowest", "most_tokens", "passes"),
+    [(0, 10_000, [5]), (0, 320, [3, 2]), (0, 150, [1] * 5), (2, 150, [3, 2])],
+)
 @pytest.mark.usefixtures("always_shared")
-def test_long_rows_share_fewer_passes_so_that_memory_does_not_grow(
-    make_spec: MakeSpec, tmp_path: Path, calls: list[tuple[int, int, bool]], monkeypatch: pytest.MonkeyPatch
+def test_so_many_arms_share_a_pass_as_keep_no_more_than_one_long_batch(
+    make_spec: MakeSpec,
+    tmp_path: Path,
+    calls: list[tuple[int, int, bool]],
+    monkeypatch: pytest.MonkeyPatch,
+    lowest: int,
+    most_tokens: int,
+    passes: list[int],
 ) -> None:
-    base, tokens = tiny_base(build_tiny_model(tmp_path / "m")), []
-    real = Scorer.training_loss
-
-    def counted(self: Scorer, batch: Any, labelled: int) -> Any:
-        tokens.append(batch.input_ids.numel())
-        return real(self, batch, labelled)
-
-    monkeypatch.setattr(Scorer, "training_loss", counted)
-    monkeypatch.setattr(loss_module, "CPU_BATCH_TOKENS", 100)
-    train([make_spec(base=base, max_steps=1, validation_rows=0)] * 5, tmp_path / "out", report=Recorder())
-    passes = [copies for layer, copies, _is_learned in calls if layer == 0]
-    assert sum(passes) > 5, "every arm's rows in several parts"
-    assert 1 < max(passes) < 5
-    together = [count * copies for count, copies in zip(tokens, passes, strict=True)]
-    assert max(together) < 100 + 2 * 16, "parts end with a whole row, and begin with what rows share"
+    monkeypatch.setattr(shared_forward, "SHARED_PASS_TOKENS", most_tokens)
+    spec = make_spec(
+        base=four_layers(tmp_path / "m"), target=on_layers(lowest), max_steps=1, validation_rows=0
+    )
+    train([spec] * 5, tmp_path / "out", report=Recorder())
+    assert [copies for layer, copies, _is_learned in calls if layer == 3] == passes
 
 
 def test_an_adapter_outside_the_layers_trains_alone(make_spec: MakeSpec, tmp_path: Path) -> None:
@@ -252,18 +252,3 @@ def test_padded_rows_are_computed_arm_by_arm(make_spec: MakeSpec, tmp_path: Path
     for is_packed, depth in ((True, 0), (False, None)):
         scorer = replace(packed, is_packed=is_packed)
         assert SharedForward(model, base, arms, scorer, CPU).depths == {"arm0": depth}
-
-
-def test_a_card_shares_passes_of_arms_on_upper_layers_alone(make_spec: MakeSpec, tmp_path: Path) -> None:
-    base, model = peft_model(tmp_path / "m", "llama")
-    examples = dict(enumerate(questions(tiny_base(tmp_path / "m"))))
-    upper = list(base.model.layers[LAYERS - 1].parameters())
-    every = list(base.model.layers.parameters())
-    arms = [
-        Arm(number, make_spec(), examples, range(4), [], 9, parameters=parameters, step=4)
-        for number, parameters in enumerate((upper, every, upper, every))
-    ]
-    scorer = make_scorer(model, base, list(examples.values()), CPU)
-    shared = SharedForward(model, base, arms, scorer, torch.device("cuda"))
-    passes = [[arm.index for arm in group] for group, _batches in shared.training_passes(5)]
-    assert passes == [[0, 2], [1], [3]]

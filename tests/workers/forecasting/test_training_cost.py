@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -140,20 +141,19 @@ def test_cpu_keeps_a_part_of_a_large_batch(usual: float, largest: float, kept: f
     assert on_cuda[0] / on_cuda[1] == pytest.approx(largest / kept)
 
 
-@pytest.mark.parametrize(("arms", "computed"), [(1, 400), (3, 1200), (8, 1536)])
-def test_arms_that_share_a_pass_have_copies_of_the_batch_up_to_the_part_of_one(
-    arms: int, computed: float
+@pytest.mark.parametrize("on_cuda", [False, True])
+@pytest.mark.parametrize(("arms", "computed"), [(1, 400), (2, 800), (8, 1024)])
+def test_arms_that_share_a_pass_keep_copies_of_the_batch(
+    arms: int, computed: float, *, on_cuda: bool
 ) -> None:
     of = sizes("o", layers=8)
-    batch = dataclasses.replace(ONE_TOKEN, rows=8, longest_row=100.0)
-    each, whole = (
-        dataclasses.replace(batch, largest_batch=tokens, computed_tokens=tokens)
-        for tokens in (400.0, computed)
+    batch = dataclasses.replace(ONE_TOKEN, rows=8, longest_row=100.0, shared_prefix=20)
+    each = dataclasses.replace(batch, largest_batch=400.0, computed_tokens=400.0)
+    whole = dataclasses.replace(
+        batch, largest_batch=computed, computed_tokens=computed, rows=math.ceil(8 * computed / 400)
     )
-    found = estimate_memory(of, each, ComputeOptions(arms=arms))["activations"]
-    assert found == pytest.approx(estimate_memory(of, whole, ComputeOptions())["activations"])
-    on_cuda = [estimate_memory(of, each, ComputeOptions(on_cuda=True, arms=count)) for count in (1, arms)]
-    assert on_cuda[0]["activations"] == on_cuda[1]["activations"]
+    found = estimate_memory(of, each, ComputeOptions(on_cuda=on_cuda, arms=arms))["activations"]
+    assert found == pytest.approx(estimate_memory(of, whole, ComputeOptions(on_cuda=on_cuda))["activations"])
 
 
 def test_small_run_peaks_while_loading() -> None:

@@ -112,40 +112,29 @@ class Scorer:
         )
 
     def batches(
-        self,
-        micro_batches: Iterable[Sequence[Example]],
-        device: torch.device,
-        *,
-        share_prefix: bool = True,
-        copies: int = 1,
+        self, micro_batches: Iterable[Sequence[Example]], device: torch.device, *, share_prefix: bool = True
     ) -> Iterator[Batch]:
-        """Yield their rows in the layout that this scorer reads.
-
-        On a CPU only so many at a time as pay; so many copies of a batch compute as many tokens as one would.
-        """
+        """Yield their rows in the layout that this scorer reads; on a CPU only so many at a time as pay."""
         for examples in micro_batches:
-            parts: Sequence[Sequence[Example]] = [examples]
-            if device.type == "cpu" or copies > 1:
-                prefix, most = self._room(examples, device, share_prefix=share_prefix)
-                parts = cut_batch(examples, most // copies - prefix, prefix)
-            for part in parts:
+            for part in self._parts(examples, device, share_prefix=share_prefix):
                 yield self.collate(part, device, share_prefix=share_prefix)
 
-    def most_copies(self, micro_batches: Iterable[Sequence[Example]], device: torch.device) -> int:
-        """Return how many copies of the longest row are as many tokens as one copy's parts may have."""
-        rooms = [
-            self._room(examples, device)[1] // max(len(example.ids) for example in examples)
-            for examples in micro_batches
-        ]
-        return max(1, min(rooms))
+    def largest_part(self, micro_batches: Iterable[Sequence[Example]], device: torch.device) -> int:
+        """Return the tokens of the largest batch that `batches` yields, of packed rows."""
+        parts = (part for examples in micro_batches for part in self._parts(examples, device))
+        return max(
+            sum(len(example.ids) for example in part) - (len(part) - 1) * self._prefix(part) for part in parts
+        )
 
-    def _room(
+    def _parts(
         self, examples: Sequence[Example], device: torch.device, *, share_prefix: bool = True
-    ) -> tuple[int, int]:
-        """Return the tokens of the prefix that the rows share, and how many to compute at a time with it."""
-        prefix = shared_prefix(examples) if share_prefix and self.shares_prefix else 0
-        own = sum(len(example.ids) - prefix for example in examples)
-        return prefix, prefix + (CPU_BATCH_TOKENS if device.type == "cpu" else own)
+    ) -> Sequence[Sequence[Example]]:
+        if device.type != "cpu":
+            return [examples]
+        return cut_batch(examples, CPU_BATCH_TOKENS, self._prefix(examples) if share_prefix else 0)
+
+    def _prefix(self, examples: Sequence[Example]) -> int:
+        return shared_prefix(examples) if self.shares_prefix else 0
 
     def training_loss(self, batch: Batch, labelled: int) -> tuple[Tensor, Tensor]:
         """Return the batch's share of the step's mean loss: sum of CE / `labelled` tokens of the step.

@@ -8,12 +8,14 @@ gradient passes them. From there on each arm has its own copy of the hidden stat
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from workers.contract.specs import SHARED_PASS_TOKENS
 from workers.engine.training import lora
 from workers.engine.training.arms import Arm
 from workers.engine.training.encoding import Example
@@ -43,7 +45,7 @@ class SharedForward:
         self.depths = {
             arm.name: frozen_depth(layers, arm.parameters) if is_proven and is_fused else None for arm in arms
         }
-        self._copies, self._depth = 1, 0
+        self._copies, self._depth, self._layers = 1, 0, len(layers)
         for depth in {depth for depth in self.depths.values() if depth is not None}:
             layers[depth].register_forward_pre_hook(functools.partial(self._copy, depth))
 
@@ -52,12 +54,11 @@ class SharedForward:
         is_measured = step <= FIRST_ALONE or step % ALONE_EVERY == 0
 
         def rows_read(arm: Arm) -> Hashable:
-            learn, depth = arm.spec.hyperparameters, self.depths[arm.name]
-            # Frozen layers are all that a card gains, because it computes no more tokens at a time.
-            if is_measured or learn.lora_dropout or not (depth or self._device.type == "cpu"):
+            learn = arm.spec.hyperparameters
+            if is_measured or learn.lora_dropout:
                 return None
             order = (learn.seed, learn.rows_per_step, learn.per_device_train_batch_size, len(arm.positions))
-            return (depth, *order, learn.max_length, learn.gradient_checkpointing)
+            return (self.depths[arm.name], *order, learn.max_length, learn.gradient_checkpointing)
 
         waiting = [arm for arm in self._arms if arm.has_turn(step) and arm.step < step]
         yield from self._passes(waiting, rows_read, lambda arm: arm.step_examples(step))
@@ -91,9 +92,18 @@ class SharedForward:
             by_rows.setdefault((is_shared and rows_read(arm)) or arm.name, []).append(arm)
         for readers in by_rows.values():
             batches = read(readers[0])
-            most = self._scorer.most_copies(batches, self._device) if len(readers) > 1 else 1
-            for start in range(0, len(readers), most):
-                yield readers[start : start + most], batches
+            passes = math.ceil(len(readers) / self._most_copies(readers, batches))
+            size = math.ceil(len(readers) / passes)
+            for start in range(0, len(readers), size):
+                yield readers[start : start + size], batches
+
+    def _most_copies(self, readers: Sequence[Arm], batches: MicroBatches) -> int:
+        """Return how many copies have `SHARED_PASS_TOKENS`, counted as if all layers were adapted."""
+        if len(readers) == 1:
+            return 1
+        adapted = self._layers - (self.depths[readers[0].name] or 0)
+        tokens = self._scorer.largest_part(batches, self._device)
+        return max(1, SHARED_PASS_TOKENS * self._layers // (adapted * tokens))
 
     def _copy(self, depth: int, _layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._copies == 1 or depth != self._depth:

@@ -100,9 +100,7 @@ def train(
                 runtime.set_random_state(group[0].random_state, device)
                 labelled = sum(example.target_count for batch in batches for example in batch)
                 tokens, (losses, correct) = 0, torch.zeros(2, len(group), dtype=torch.float64)
-                for batch in scorer.batches(
-                    batches, device, share_prefix=learn.allows_shared_prefix, copies=len(group)
-                ):
+                for batch in scorer.batches(batches, device, share_prefix=learn.allows_shared_prefix):
                     batch_losses, batch_correct = scorer.training_loss(batch, labelled)
                     batch_losses.sum().backward()  # type: ignore[no-untyped-call]
                     losses += batch_losses.detach().cpu()
@@ -179,7 +177,7 @@ def validate(
 ) -> list[dict[str, float]]:
     """Return each arm's loss (nats) and token accuracy, both over all labelled tokens of these rows."""
     tokens, (totals, correct) = 0, torch.zeros(2, arms, dtype=torch.float64)
-    for batch in scorer.batches(batches, device, copies=arms):
+    for batch in scorer.batches(batches, device):
         keep_alive()
         stop_if_asked(should_stop)
         losses, is_correct = (scores.view(arms, -1) for scores in scorer.token_scores(batch))
