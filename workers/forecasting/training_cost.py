@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from workers.contract.specs import CPU_BATCH_TOKENS, SHARED_PASS_TOKENS, chunk_rows
+from workers.contract.specs import CPU_BATCH_TOKENS, chunk_rows, shared_pass_tokens
 from workers.forecasting.workload import Workload
 from workers.target_modules.census import Census, Group, Matched
 
@@ -178,8 +178,9 @@ def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOpt
     if not options.on_cuda:
         tokens = _largest_part(workload)
     # Arms that share a pass have a copy of the batch each, above the lowest adapted layer.
-    shared = SHARED_PASS_TOKENS * shape.num_layers / max(1, shape.adapted_depth)
-    tokens = max(tokens, min(options.arms * tokens, shared))
+    tokens = max(
+        tokens, min(options.arms * tokens, shared_pass_tokens(shape.num_layers, shape.adapted_depth))
+    )
     rows = math.ceil(rows * tokens / workload.largest_batch)
     # The engine computes silu(gate) again backwards where the gate is a matrix of its own.
     mlp = (3 if shape.has_joint_gate else 2) * shape.mlp_width

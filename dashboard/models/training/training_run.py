@@ -22,7 +22,8 @@ from dashboard.models.jobs.job_state import State
 from dashboard.models.jobs.webhook import WebhookDelivery
 from dashboard.models.jobs.worker_node import require_4bit_worker
 from dashboard.models.training.checks import check_choices, confirmation_request
-from dashboard.models.training.forecast import forecast_run, record_calibration
+from dashboard.models.training.forecast import forecast_run
+from dashboard.models.training.record_calibration import record_calibration
 from dashboard.models.training.resume import resume_run
 from dashboard.models.training.tag import Tag
 from workers.contract.errors import SpecError

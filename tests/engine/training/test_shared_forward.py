@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.engine.conftest import Recorder
 from tests.tiny_model import HIDDEN, build_tiny_model, chat, tiny_base
+from workers.contract import specs
 from workers.contract.events import ArmEnd
 from workers.contract.specs import TargetSpec, TrainSpec
 from workers.engine.base_models.model import load_base, load_tokenizer
@@ -217,7 +218,7 @@ def test_some_steps_are_computed_arm_by_arm_to_measure_them(
 
 @pytest.mark.parametrize(
     ("lowest", "most_tokens", "passes"),
-    [(0, 10_000, [5]), (0, 320, [3, 2]), (0, 150, [1] * 5), (2, 150, [3, 2])],
+    [(0, 10_000, [5]), (0, 320, [3, 2]), (0, 150, [1] * 5), (2, 150, [3, 2]), (3, 150, [3, 2])],
 )
 @pytest.mark.usefixtures("always_shared")
 def test_so_many_arms_share_a_pass_as_keep_no_more_than_one_long_batch(
@@ -229,7 +230,7 @@ def test_so_many_arms_share_a_pass_as_keep_no_more_than_one_long_batch(
     most_tokens: int,
     passes: list[int],
 ) -> None:
-    monkeypatch.setattr(shared_forward, "SHARED_PASS_TOKENS", most_tokens)
+    monkeypatch.setattr(specs, "SHARED_PASS_TOKENS", most_tokens)
     spec = make_spec(
         base=four_layers(tmp_path / "m"), target=on_layers(lowest), max_steps=1, validation_rows=0
     )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.contract.specs import SHARED_PASS_TOKENS
+from workers.contract.specs import shared_pass_tokens
 from workers.engine.training import lora
 from workers.engine.training.arms import Arm
 from workers.engine.training.encoding import Example
@@ -98,12 +98,12 @@ class SharedForward:
                 yield readers[start : start + size], batches
 
     def _most_copies(self, readers: Sequence[Arm], batches: MicroBatches) -> int:
-        """Return how many copies have `SHARED_PASS_TOKENS`, counted as if all layers were adapted."""
+        """Return how many copies of these rows one pass may have."""
         if len(readers) == 1:
             return 1
         adapted = self._layers - (self.depths[readers[0].name] or 0)
         tokens = self._scorer.largest_part(batches, self._device)
-        return max(1, SHARED_PASS_TOKENS * self._layers // (adapted * tokens))
+        return max(1, shared_pass_tokens(self._layers, adapted) // tokens)
 
     def _copy(self, depth: int, _layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._copies == 1 or depth != self._depth:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dashboard.models import Calibration, Dataset, Job, TrainingRun, WorkerNode
-from dashboard.models.training.forecast import RunForecaster, record_calibration
+from dashboard.models.training.forecast import RunForecaster
+from dashboard.models.training.record_calibration import record_calibration
 from tests.conftest import finish, make_run
 from workers.contract.hyperparameters import Hyperparameters
 from workers.forecasting.training_cost import FORMULA
