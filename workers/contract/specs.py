@@ -34,8 +34,8 @@ CHUNK_ROWS = 256  # learned positions whose logits exist at one time, at most
 # Of logits on a CPU: glibc's malloc has larger blocks cleared anew by the system each time.
 CPU_CHUNK_BYTES = 24 << 20
 CPU_BATCH_TOKENS = 1536  # about as many tokens are computed at a time: more take memory and save no time
-# Of a batch and its copies, one for each arm, through all layers: a pass of more tokens is bound by its products,
-# and sharing it saves no time.
+# Of a batch and its copies, one for each arm, through all layers: a pass of more tokens is bound by its
+# products, and sharing it saves no time.
 SHARED_PASS_TOKENS = 1024
 # Model types for which the tests show that a shared prefix gives the same losses and gradients.
 PREFIX_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox"})
