@@ -34,9 +34,6 @@ CHUNK_ROWS = 256  # learned positions whose logits exist at one time, at most
 # Of logits on a CPU: glibc's malloc has larger blocks cleared anew by the system each time.
 CPU_CHUNK_BYTES = 24 << 20
 CPU_BATCH_TOKENS = 1536  # about as many tokens are computed at a time: more take memory and save no time
-# Of a batch and its copies, one for each arm, through all layers: a pass of more tokens is bound by its
-# products, and sharing it saves no time.
-SHARED_PASS_TOKENS = 1024
 # Model types for which the tests show that a shared prefix gives the same losses and gradients.
 PREFIX_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox"})
 SHORTEST_PREFIX = 8  # tokens; with fewer, the second forward pass costs more than it saves
@@ -45,14 +42,6 @@ SHORTEST_PREFIX = 8  # tokens; with fewer, the second forward pass costs more th
 def chunk_rows(vocab_size: int, *, on_cuda: bool) -> int:
     """Return how many learned positions have their logits, fp32, in memory at one time."""
     return CHUNK_ROWS if on_cuda else max(16, min(CHUNK_ROWS, CPU_CHUNK_BYTES // (4 * vocab_size)))
-
-
-def shared_pass_tokens(layers: int, adapted_depth: int) -> int:
-    """Return how many tokens, copies counted, a pass may have that arms with so many upper layers share.
-
-    What it keeps grows with these layers, but what one layer needs at a time does not: at most twice as many.
-    """
-    return min(SHARED_PASS_TOKENS * layers // max(1, adapted_depth), 2 * SHARED_PASS_TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from workers.contract.specs import CPU_BATCH_TOKENS, chunk_rows, shared_pass_tokens
+from workers.contract.specs import CPU_BATCH_TOKENS, chunk_rows
 from workers.forecasting.workload import Workload
 from workers.target_modules.census import Census, Group, Matched
 
@@ -143,7 +143,6 @@ class ComputeOptions:
     gradient_checkpointing: bool = False
     adapter_dtype_bytes: int = 4  # PEFT keeps adapters in fp32 unless told to use the base's format
     load_in_4bit: bool = False
-    arms: int = 1  # that may share passes
 
     @property
     def device_kind(self) -> str:
@@ -158,7 +157,7 @@ def estimate_memory(shape: ModelShape, workload: Workload, options: ComputeOptio
     the inputs of two norms; queries, keys, values and the attention output; two widths of the MLP.
     """
     width = options.dtype_bytes
-    learned = max(workload.rows, options.arms * workload.learned_tokens / max(1, workload.micro_batches))
+    learned = max(workload.rows, workload.learned_tokens / max(1, workload.micro_batches))
     logit_rows = min(chunk_rows(shape.vocab_size, on_cuda=options.on_cuda), learned)
     base = _base_bytes(shape, options)
     loading = 0.0 if options.on_cuda or width < 4 else LOADING_SHARE * base
@@ -177,11 +176,7 @@ def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOpt
     prefix, rows, tokens = workload.shared_prefix, workload.rows, workload.largest_batch
     if not options.on_cuda:
         tokens = _largest_part(workload)
-    # Arms that share a pass have a copy of the batch each, above the lowest adapted layer.
-    tokens = max(
-        tokens, min(options.arms * tokens, shared_pass_tokens(shape.num_layers, shape.adapted_depth))
-    )
-    rows = math.ceil(rows * tokens / workload.largest_batch)
+        rows = min(rows, math.ceil(rows * tokens / workload.largest_batch))
     # The engine computes silu(gate) again backwards where the gate is a matrix of its own.
     mlp = (3 if shape.has_joint_gate else 2) * shape.mlp_width
     # On a CPU attention is computed in fp32; in fp32 on a card keys get as many heads as queries.

@@ -5,7 +5,6 @@ The form, the start and later additions use the same forecast. Writes no rows.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -87,14 +86,12 @@ class StudyForecaster:
         runs: RunForecaster | None = None,
     ) -> StudyForecaster:
         """Forecast one run of each arm; `runs` if it is loaded already. Raises TargetError."""
-        alone = tuple(arm.name for arm in arms if requires_dedicated_base(arm, base_model))
-        together = max(1, len(arms) - len(alone))
-        runs = dataclasses.replace(runs or RunForecaster.load(base_model, version), arms=together)
+        runs = runs or RunForecaster.load(base_model, version)
         return cls(
             runs,
             tuple(arms),
             tuple(runs.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms),
-            alone,
+            tuple(arm.name for arm in arms if requires_dedicated_base(arm, base_model)),
             metric,
             pattern,
         )
@@ -102,7 +99,7 @@ class StudyForecaster:
     def plan(self, *, seeds: int, test_rows: int, rates: int = 0, with_base: bool = True) -> PlanForecast:
         """Return the time of all arms, one after the other, less the loading that they share.
 
-        What arms gain by sharing passes is not counted.
+        What a GPU gains by computing arms at once is not counted.
         """
         tried = rates if rates > 1 else 0
         arms = len(self.arms)

@@ -137,7 +137,6 @@ class RunForecaster:
     calibrations: Sequence[Calibration] = ()
     quantizing_devices: frozenset[str] = frozenset()  # that can keep a base model in 4 bits
     validation_version: DatasetVersion | None = None  # None: validation rows of `version`
-    arms: int = 1  # of a study's seed, which may share passes
 
     @classmethod
     def load(
@@ -214,7 +213,7 @@ class RunForecaster:
         hyperparameters: Hyperparameters,
     ) -> DeviceForecast:
         dtype = self.dtype_on(device)
-        estimate = estimate_run(shape, workload, hyperparameters, device, dtype, arms=self.arms)
+        estimate = estimate_run(shape, workload, hyperparameters, device, dtype)
         correction = corrections(self.calibrations, device, dtype, self.base_model.pk)
         return DeviceForecast(
             device=device,
@@ -294,11 +293,9 @@ def estimate_run(
     device: str,
     dtype: str,
     threads: int | None = None,
-    arms: int = 1,
 ) -> RawEstimate:
     """Return memory and time by formula alone. `threads`: of a CPU; by default those in the device's name."""
-    threads = threads or device_threads(device)
-    return _estimate_run(shape, workload, hyperparameters, device, dtype, threads, arms)
+    return _estimate_run(shape, workload, hyperparameters, device, dtype, threads or device_threads(device))
 
 
 # A form asks for the same cards and arms at every change.
@@ -310,7 +307,6 @@ def _estimate_run(
     device: str,
     dtype: str,
     threads: int,
-    arms: int,
 ) -> RawEstimate:
     options = ComputeOptions(
         dtype_bytes=DTYPE_BYTES.get(dtype, 4),
@@ -319,7 +315,6 @@ def _estimate_run(
         gradient_checkpointing=hyperparameters.gradient_checkpointing,
         adapter_dtype_bytes=adapter_dtype_bytes(dtype, hyperparameters),
         load_in_4bit=hyperparameters.load_in_4bit,
-        arms=arms,
     )
     speed = training_cost.typical_operations_per_second(device, threads, options.dtype_bytes)
     return RawEstimate(

@@ -93,8 +93,7 @@ def train(folder: Path, device: torch.device, dtype: torch.dtype, *, has_prefix:
         arm.step = step
         if step == 1:
             put_back(arm, folder)
-    (held_out,) = validate(scorer, arm.validation_batches(), 1, device, lambda: "", lambda: None)
-    arm.record_validation(held_out["validation/loss"])
+    arm.record_validation(validate(scorer, arm, device, lambda: "", lambda: None)["validation/loss"])
     with arm.with_best_weights():
         pass
 

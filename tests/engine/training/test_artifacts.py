@@ -162,7 +162,7 @@ def test_arm_with_unusable_adapter_fails_alone(
 def test_nan_loss_is_null_in_files(
     make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_module, "validate", lambda *_arguments: [{"validation/loss": float("nan")}])
+    monkeypatch.setattr(train_module, "validate", lambda *_arguments: {"validation/loss": float("nan")})
     train([make_spec()], tmp_path, report=Recorder())
     folder = tmp_path / "arm-0/adapter"
     record = json.loads((folder / "run.json").read_text(), parse_constant=pytest.fail)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 
@@ -139,21 +138,6 @@ def test_cpu_keeps_a_part_of_a_large_batch(usual: float, largest: float, kept: f
     assert found == pytest.approx(expected)
     on_cuda = [estimate_memory(of, one, ComputeOptions(on_cuda=True))["activations"] for one in (many, part)]
     assert on_cuda[0] / on_cuda[1] == pytest.approx(largest / kept)
-
-
-@pytest.mark.parametrize("on_cuda", [False, True])
-@pytest.mark.parametrize(("arms", "computed"), [(1, 400), (2, 800), (8, 1024)])
-def test_arms_that_share_a_pass_keep_copies_of_the_batch(
-    arms: int, computed: float, *, on_cuda: bool
-) -> None:
-    of = sizes("o", layers=8)
-    batch = dataclasses.replace(ONE_TOKEN, rows=8, longest_row=100.0, shared_prefix=20)
-    each = dataclasses.replace(batch, largest_batch=400.0, computed_tokens=400.0)
-    whole = dataclasses.replace(
-        batch, largest_batch=computed, computed_tokens=computed, rows=math.ceil(8 * computed / 400)
-    )
-    found = estimate_memory(of, each, ComputeOptions(on_cuda=on_cuda, arms=arms))["activations"]
-    assert found == pytest.approx(estimate_memory(of, whole, ComputeOptions(on_cuda=on_cuda))["activations"])
 
 
 def test_small_run_peaks_while_loading() -> None:

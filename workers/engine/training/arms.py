@@ -51,9 +51,8 @@ class Arm:
     best_weights_step: int = 0  # 0: no weights are known to be the best
     best_weights_loss: float | None = None
     tokens: int = 0
-    seconds: float = 0.0  # of its steps, as if no other arm shared them
-    seconds_per_token: float = 0.0  # of its last step that no other arm shared
-    peak_memory_bytes: int = 0  # in such steps, less what other arms keep; 0 if it trains alone
+    seconds: float = 0.0  # in its own turns
+    peak_memory_bytes: int = 0  # in its own turns, less what other arms keep; 0 if it trains alone
     train_loss: float = math.nan
     validation_loss: float | None = None
     best_validation_loss: float | None = None  # that of step 0 included
@@ -111,24 +110,11 @@ class Arm:
         rows = [self.examples[self.positions[index]] for index in order]
         return micro_batches(rows, learn.per_device_train_batch_size)
 
-    def validation_batches(self) -> list[list[Example]]:
-        """Return the micro-batches of its validation rows."""
-        return micro_batches(self.validation_examples, self.spec.hyperparameters.per_device_train_batch_size)
-
-    def record_step(self, step: int, loss: float, tokens: int, random_state: Tensor) -> None:
+    def record_step(self, step: int, loss: float, tokens: int, seconds: float, random_state: Tensor) -> None:
         """Record a completed step; `random_state` is the dropout generator's after it."""
         self.step, self.train_loss, self.random_state = step, loss, random_state
         self.tokens += tokens
-        # A step shared with other arms counts as long as it would have taken alone.
-        self.seconds += tokens * self.seconds_per_token
-
-    def record_cost(self, tokens: int, seconds: float, arms: Sequence[Arm], device: torch.device) -> None:
-        """Record what a step took that no other arm shared: seconds, and bytes less what other arms keep."""
-        self.seconds_per_token = seconds / tokens
-        if len(arms) > 1:  # else the peak of the whole process is reported
-            others = sum(arm.device_bytes(device) for arm in arms if arm is not self)
-            peak = runtime.peak_memory_bytes(device) - others
-            self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
+        self.seconds += seconds
 
     def record_divergence(self, step: int, loss: float, grad_norm: float) -> None:
         """Record that the loss or the gradient norm of `step` is not finite, so that the arm ends."""
@@ -141,6 +127,13 @@ class Arm:
             f"example {rate / 3:.1g}."
         )
         self.optimizer.zero_grad()
+
+    def record_peak_memory(self, peak: int, arms: Sequence[Arm], device: torch.device) -> None:
+        """Record the peak of its turns in bytes, less what other arms keep: what it would need alone."""
+        if len(arms) == 1:
+            return  # the peak of the whole process is reported
+        others = sum(arm.device_bytes(device) for arm in arms if arm is not self)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak - others)
 
     def device_bytes(self, device: torch.device) -> int:
         """Return the bytes that it keeps on the device between turns: weights, moments, best weights."""

@@ -304,7 +304,6 @@ def restore(checkpoint: LoadedCheckpoint, writer: CheckpointWriter, arms: Sequen
     for arm, values in zip(arms, checkpoint.state["arms"], strict=True):
         for name in COUNTERS:
             setattr(arm, name, values[name])
-        arm.seconds_per_token = arm.seconds / max(1, arm.tokens)  # until its next step alone
         if values["error"] is not None:
             arm.error = RunError(values["error"]["message"], code=values["error"]["code"])
         else:

@@ -91,55 +91,32 @@ class Rotary(torch.autograd.Function):
 
 
 class LoraDelta(torch.autograd.Function):
-    """y + scaling * x A^T B^T, added into y in place, for adapters that each have their own copy of a batch.
+    """y + scaling * x A^T B^T, added into y in place.
 
-    y [copies * n, d_out], x [copies * n, d_in], in any number of dimensions. An adapter has a place, which is
-    the number of its copy, a scaling, and two weights, A [r, d_in] and B [d_out, r].
+    y [..., d_out], x [..., d_in], A [r, d_in], B [d_out, r].
     A and B are cast to the format of x for the products, once; their gradients keep their own format.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        y: Tensor,
-        x: Tensor,
-        copies: int,
-        places: list[int],
-        scalings: list[float],
-        *weights: Tensor,
-    ) -> Tensor:
-        middles, own = [], [weight.to(x.dtype) for weight in weights]
-        inputs, outputs = x.reshape(copies, -1, x.shape[-1]), y.view(copies, -1, y.shape[-1])
-        for place, scaling, a, b in zip(places, scalings, own[::2], own[1::2], strict=True):
-            middles.append(inputs[place] @ a.T)
-            outputs[place].addmm_(middles[-1], b.T, alpha=scaling)
+    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        flat, own_a, own_b = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)
+        middle = flat @ own_a.T
+        y.view(-1, y.shape[-1]).addmm_(middle, own_b.T, alpha=scaling)
         ctx.mark_dirty(y)
-        ctx.save_for_backward(inputs, *middles, *own)
-        ctx.places, ctx.scalings, ctx.dtypes = places, scalings, [weight.dtype for weight in weights]
-        ctx.shape = x.shape
+        ctx.save_for_backward(x, middle, own_a, own_b)
+        ctx.scaling, ctx.dtypes = scaling, (a.dtype, b.dtype)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        count = len(ctx.places)
-        x, *kept = ctx.saved_tensors
-        middles, weights = kept[:count], kept[count:]
-        gradients = grad_outputs[0].reshape(len(x), -1, grad_outputs[0].shape[-1])
-        grad_x = None
-        if ctx.needs_input_grad[1]:
-            # A copy without an adapter here gets no gradient from it.
-            grad_x = torch.empty_like(x) if count == len(x) else torch.zeros_like(x)
-        grad_weights: list[Tensor] = []
-        for place, scaling, middle, a, b in zip(
-            ctx.places, ctx.scalings, middles, weights[::2], weights[1::2], strict=True
-        ):
-            inner = (gradients[place] @ b).mul_(scaling)
-            if grad_x is not None:
-                torch.mm(inner, a, out=grad_x[place])
-            grad_weights += [inner.T @ x[place], (gradients[place].T @ middle).mul_(scaling)]
-        own_formats = [grad.to(dtype) for grad, dtype in zip(grad_weights, ctx.dtypes, strict=True)]
-        grad_x = grad_x if grad_x is None else grad_x.view(ctx.shape)
-        return grad_outputs[0], grad_x, None, None, None, *own_formats
+        x, middle, a, b = ctx.saved_tensors
+        gradient = grad_outputs[0].flatten(0, -2)
+        inner = (gradient @ b).mul_(ctx.scaling)
+        grad_x = (inner @ a).view(x.shape) if ctx.needs_input_grad[1] else None
+        dtype_a, dtype_b = ctx.dtypes
+        grad_a = (inner.T @ x.flatten(0, -2)).to(dtype_a)
+        grad_b = (gradient.T @ middle).to(dtype_b).mul_(ctx.scaling)
+        return grad_outputs[0], grad_x, grad_a, grad_b, None
 
 
 def fuse(model: Any) -> None:
@@ -245,18 +222,16 @@ def _last_layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **op
 
 
 def _lora_forward(layer: Any, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-    """Compute a LoRA layer with plain adapters, each for its own copy of the batch; leave others to PEFT."""
-    active = layer.active_adapters
-    places = {name: place for place, name in enumerate(active) if name in layer.lora_A}
-    is_plain = places and not any(name in layer.lora_variant or layer.lora_bias[name] for name in places)
+    """Compute a LoRA layer with one plain adapter; leave every other case to PEFT."""
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    is_plain = len(names) == 1 and names[0] not in layer.lora_variant and not layer.lora_bias[names[0]]
     if not is_plain or layer.disable_adapters or layer.merged or arguments or options:
         output: Tensor = type(layer).forward(layer, x, *arguments, **options)
         return output
+    (name,) = names
     y = layer.base_layer(x)
-    # Only an adapter that trains alone has dropout.
-    inputs = layer.lora_dropout[active[0]](x) if len(active) == 1 else x
-    scalings = [layer.scaling[name] for name in places]
-    weights = [module[name].weight for name in places for module in (layer.lora_A, layer.lora_B)]
+    dropped = layer.lora_dropout[name](x)
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     apply: Any = LoraDelta.apply
-    adapted: Tensor = apply(y, inputs, len(active), list(places.values()), scalings, *weights)
+    adapted: Tensor = apply(y, dropped, a, b, layer.scaling[name])
     return adapted

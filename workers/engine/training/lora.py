@@ -162,17 +162,14 @@ def arm_parameters(model: Any, name: str) -> dict[str, nn.Parameter]:
 # The switches of each step get the modules, because finding them takes 20 ms with eight adapters.
 
 
-def activate(model: Any, modules: Iterable[nn.Module], names: list[str]) -> None:
-    """Make these adapters the only active and trainable ones, as PEFT's `set_adapter` does.
-
-    Of several, `fused` gives each its own copy of the batch; PEFT's own model would add them up.
-    """
+def activate(model: Any, modules: Iterable[nn.Module], name: str) -> None:
+    """Make this adapter the only active and trainable one, as PEFT's `set_adapter` does."""
     from peft.tuners.lora.layer import LoraLayer
 
     for layer in modules:
         if isinstance(layer, LoraLayer):
-            layer.set_adapter(names)
-    model.active_adapter = model.base_model.active_adapter = names[0]
+            layer.set_adapter(name)
+    model.active_adapter = model.base_model.active_adapter = name
 
 
 def set_dropout(modules: Iterable[nn.Module], on: bool) -> None:

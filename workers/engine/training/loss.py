@@ -32,7 +32,7 @@ BF16_CPU_MULTIPLE = 16
 
 
 class LabelledLoss(torch.autograd.Function):
-    """weights[i] * CE(hidden[i] @ head.T, targets[i]), fp32 [n], and whether each target is predicted.
+    """Scalar sum over i of weights[i] * CE(hidden[i] @ head.T, targets[i]), and the number of correct tokens.
 
     hidden [n, d], head [V, d] (frozen), targets [n] int64, weights [n]. With p = softmax(hidden @ head.T) the
     gradient of hidden is weights * (p - onehot(targets)) @ head.
@@ -42,29 +42,29 @@ class LabelledLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        is_correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         gradient = torch.empty_like(hidden)
         for start in range(0, len(targets), chunk):
             rows = slice(start, start + chunk)
             logits = (hidden[rows] @ head.T).float()
             (top, predicted), picked = highest(logits), logits.gather(1, targets[rows, None])[:, 0]
-            is_correct[rows] = predicted == targets[rows]
+            correct += (predicted == targets[rows]).sum()
             # In place, because each pass over a fresh tensor of this size costs a tenth of a product. Not
             # exp(logits - logsumexp): logits may share a large offset, whose rounding would remain.
             error = torch.softmax(logits, -1, out=logits)
             # The largest probability is exp(top - logsumexp).
-            losses[rows] = (top - error.amax(-1).log() - picked) * weights[rows]
+            total += ((top - error.amax(-1).log() - picked) * weights[rows]).sum()
             error[torch.arange(len(error), device=error.device), targets[rows]] -= 1
             gradient[rows] = (error.to(hidden.dtype) @ head).mul_(weights[rows, None])
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(is_correct)
-        return losses, is_correct
+        ctx.mark_non_differentiable(correct)
+        return total, correct
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None, None, None
+        return gradient * grad_outputs[0], None, None, None, None
 
 
 def highest(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,50 +116,33 @@ class Scorer:
     ) -> Iterator[Batch]:
         """Yield their rows in the layout that this scorer reads; on a CPU only so many at a time as pay."""
         for examples in micro_batches:
-            for part in self._parts(examples, device, share_prefix=share_prefix):
+            parts: Sequence[Sequence[Example]] = [examples]
+            if device.type == "cpu":
+                prefix = shared_prefix(examples) if share_prefix and self.shares_prefix else 0
+                parts = cut_batch(examples, CPU_BATCH_TOKENS, prefix)
+            for part in parts:
                 yield self.collate(part, device, share_prefix=share_prefix)
-
-    def largest_part(self, micro_batches: Iterable[Sequence[Example]], device: torch.device) -> int:
-        """Return the tokens of the largest batch that `batches` yields, of packed rows."""
-        parts = (part for examples in micro_batches for part in self._parts(examples, device))
-        return max(
-            sum(len(example.ids) for example in part) - (len(part) - 1) * self._prefix(part) for part in parts
-        )
-
-    def _parts(
-        self, examples: Sequence[Example], device: torch.device, *, share_prefix: bool = True
-    ) -> Sequence[Sequence[Example]]:
-        if device.type != "cpu":
-            return [examples]
-        return cut_batch(examples, CPU_BATCH_TOKENS, self._prefix(examples) if share_prefix else 0)
-
-    def _prefix(self, examples: Sequence[Example]) -> int:
-        return shared_prefix(examples) if self.shares_prefix else 0
 
     def training_loss(self, batch: Batch, labelled: int) -> tuple[Tensor, Tensor]:
         """Return the batch's share of the step's mean loss: sum of CE / `labelled` tokens of the step.
 
-        The second value is the number of its tokens that are predicted correctly. Both [copies of the batch].
+        The second value is the number of its tokens that are predicted correctly.
         """
         if self.head is None:
             losses, is_correct = self.token_scores(batch)
-            return losses.sum(0, keepdim=True) / labelled, is_correct.sum(0, keepdim=True)
-        hidden = self._hidden(batch)
-        copies = len(hidden) // len(batch.targets)
-        targets = batch.targets.repeat(copies)
-        weights = torch.full((len(targets),), 1 / labelled, device=targets.device)
+            return losses.sum() / labelled, is_correct.sum()
+        weights = torch.full((len(batch.targets),), 1 / labelled, device=batch.targets.device)
         apply: Any = LabelledLoss.apply
-        losses, is_correct = apply(hidden, self.head.weight, targets, weights, self._chunk)
-        return losses.view(copies, -1).sum(1), is_correct.view(copies, -1).sum(1)
+        loss, correct = apply(self._hidden(batch), self.head.weight, batch.targets, weights, self._chunk)
+        return loss, correct
 
     def token_scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return `token_losses`, and whether each labelled token is predicted correctly; copy after copy."""
+        """Return `token_losses`, and whether each labelled token is predicted correctly."""
         if self.head is None:
             logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
             return _scores(logits.flatten(0, 1)[batch.target_positions].float(), batch.targets)
         hidden, head = self._hidden(batch), self.head.weight
-        labels = batch.targets.repeat(len(hidden) // len(batch.targets))
-        chunks = zip(torch.split(hidden, self._chunk), torch.split(labels, self._chunk), strict=True)
+        chunks = zip(torch.split(hidden, self._chunk), torch.split(batch.targets, self._chunk), strict=True)
         parts = [_scores((rows @ head.T).float(), targets) for rows, targets in chunks]
         losses, is_correct = zip(*parts, strict=True)
         return torch.cat(losses), torch.cat(is_correct)
@@ -176,16 +159,13 @@ class Scorer:
         return chunk_rows(len(weight), on_cuda=weight.device.type == "cuda")
 
     def _hidden(self, batch: Batch) -> Tensor:
-        """Return the last hidden states that predict a target, [n, d], copy after copy of the batch."""
+        """Return the last hidden states that predict a target, [n, d]."""
         # No mask: padding is on the right, where causal attention never looks from a real token.
         packed = {"position_ids": batch.position_ids, "packing": batch.packing} if batch.packing else {}
         output = self.body(input_ids=batch.input_ids, use_cache=False, **packed)
-        states: Tensor = output.last_hidden_state
-        if batch.packing is None:
-            return states.flatten(0, 1)[batch.target_positions]
+        states: Tensor = output.last_hidden_state.flatten(0, 1)
         # A fused last layer has returned these alone.
-        is_picked = states.shape[1] == len(batch.targets)
-        return (states if is_picked else states[:, batch.target_positions]).flatten(0, 1)
+        return states if len(states) == len(batch.targets) else states[batch.target_positions]
 
 
 def _scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

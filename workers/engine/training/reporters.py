@@ -185,14 +185,16 @@ class OutcomeReporter:
         }
 
 
-def step_metrics(arm: Arm, accuracy: float, rate: float, grad_norm: float, peak: int) -> Metrics:
+def step_metrics(
+    arm: Arm, accuracy: float, rate: float, grad_norm: float, tokens: int, seconds: float, peak: int
+) -> Metrics:
     """Return the values of the arm's present step; `peak` is in bytes."""
     values = {
         "train/loss": arm.train_loss,
         "train/token_accuracy": accuracy,
         "train/learning_rate": rate,
         "train/grad_norm": grad_norm,
-        "train/tokens_per_second": 1 / max(arm.seconds_per_token, 1e-9),
+        "train/tokens_per_second": tokens / max(seconds, 1e-9),
         "system/memory_bytes": float(peak),
     }
     return Metrics(arm.index, arm.step, values)

@@ -1,9 +1,9 @@
 """Trains arms on one frozen base model: `python -m workers.engine train spec.json out/`.
 
-One spec is one arm; a single run is a study with one arm. Arms share the base model, the dataset and the
-process, and forward and backward passes if they read the same rows, but neither weights, schedule nor
-outcome. A run that was interrupted continues from its checkpoint with the same numbers. Knows nothing of
-queues or users.
+One spec is one arm; a single run is a study with one arm. Arms take turns inside each optimizer step and
+share the base model, the layers below the lowest adapted one, the dataset and the process, but neither seed,
+row order, schedule nor outcome. A run that was interrupted continues from its checkpoint with the same
+numbers. Knows nothing of queues or users.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import TrainSpec
 from workers.engine.base_models.model import add_stop_hooks, check_folder, load_base, load_tokenizer
 from workers.engine.training import checkpoints, fingerprint, fused, lora, runtime
-from workers.engine.training.arms import check_shared, prepare_arms
-from workers.engine.training.encoding import Example
+from workers.engine.training.arms import Arm, check_shared, prepare_arms
+from workers.engine.training.data import micro_batches
 from workers.engine.training.loss import Scorer, make_scorer
 from workers.engine.training.reporters import OutcomeReporter, ProgressReporter, step_metrics
 from workers.engine.training.runtime import stop_if_asked
-from workers.engine.training.shared_forward import SharedForward
+from workers.engine.training.trunk import SharedTrunk
 
 
 def train(
@@ -72,7 +72,7 @@ def train(
     for arm in arms:
         arm.create_optimizer(model, device)
     scorer = make_scorer(model, base, list(arms[0].examples.values())[:2], device)
-    shared, modules = SharedForward(model, base, arms, scorer, device), list(model.modules())
+    trunk, modules = SharedTrunk(base, arms), list(model.modules())
     writer = checkpoints.CheckpointWriter(
         checkpoint_dir, checkpoint_seconds, report, origin, dtype, device, started, attempt
     )
@@ -88,57 +88,56 @@ def train(
         step = progress.start(is_resumed=checkpoint is not None)  # 0 only validates the untrained adapter
         while any(arm.is_live for arm in arms):
             stop_if_asked(should_stop)
-            for group, batches in shared.training_passes(step):
-                turn_started, learn = time.monotonic(), group[0].spec.hyperparameters
-                shared.start(group)
+            is_validated = False
+            for arm in (arm for arm in arms if arm.has_turn(step)):
+                turn_started, learn = time.monotonic(), arm.spec.hyperparameters
                 if len(arms) > 1:
+                    lora.activate(model, modules, arm.name)
+                    trunk.start_turn(arm, step)
                     runtime.reset_peak_memory(device)
 
-                # Forward and backward: each micro-batch adds its share of the step's mean loss.
-                lora.set_dropout(modules, learn.lora_dropout > 0)
-                lora.set_recompute(modules, learn.gradient_checkpointing)
-                runtime.set_random_state(group[0].random_state, device)
-                labelled = sum(example.target_count for batch in batches for example in batch)
-                tokens, (losses, correct) = 0, torch.zeros(2, len(group), dtype=torch.float64)
-                for batch in scorer.batches(batches, device, share_prefix=learn.allows_shared_prefix):
-                    batch_losses, batch_correct = scorer.training_loss(batch, labelled)
-                    batch_losses.sum().backward()  # type: ignore[no-untyped-call]
-                    losses += batch_losses.detach().cpu()
-                    correct += batch_correct.cpu()
-                    tokens += batch.tokens
-                    progress.keep_alive()
-                random_state = runtime.random_state(device)
+                if step > arm.step:
+                    # Forward and backward: each micro-batch adds its share of the step's mean loss.
+                    lora.set_dropout(modules, learn.lora_dropout > 0)
+                    lora.set_recompute(modules, learn.gradient_checkpointing)
+                    runtime.set_random_state(arm.random_state, device)
+                    batches = arm.step_examples(step)
+                    labelled = sum(example.target_count for batch in batches for example in batch)
+                    loss, correct, tokens = 0.0, 0, 0
+                    for batch in scorer.batches(batches, device, share_prefix=learn.allows_shared_prefix):
+                        batch_loss, batch_correct = scorer.training_loss(batch, labelled)
+                        batch_loss.backward()  # type: ignore[no-untyped-call]
+                        loss, tokens = loss + float(batch_loss.detach()), tokens + batch.tokens
+                        correct += int(batch_correct)
+                        progress.keep_alive()
+                    random_state = runtime.random_state(device)
 
-                # Update the weights, unless loss or gradient is not finite.
-                for arm, loss, right in zip(group, losses.tolist(), correct.tolist(), strict=True):
-                    learn = arm.spec.hyperparameters
+                    # Update the weights, unless loss or gradient is not finite.
                     grad_norm = float(nn.utils.clip_grad_norm_(arm.parameters, learn.max_grad_norm))
                     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                         arm.record_divergence(step, loss, grad_norm)
                         outcomes.fail(arm)
                         continue
                     rate = learning_rate(learn, step, arm.total_steps)
-                    for options in arm.optimizer.param_groups:
-                        options["lr"] = rate * options["ratio"]
+                    for group in arm.optimizer.param_groups:
+                        group["lr"] = rate * group["ratio"]
                     arm.optimizer.step()
                     arm.optimizer.zero_grad()
                     # As if it trained alone, so that arms and forecasts compare.
-                    if len(group) == 1:
-                        arm.record_cost(tokens, time.monotonic() - turn_started, arms, device)
-                    arm.record_step(step, loss, tokens, random_state)
+                    seconds = time.monotonic() - turn_started + trunk.saved_seconds
                     peak = runtime.peak_memory_bytes(device)
-                    writer.report_metrics(step_metrics(arm, right / labelled, rate, grad_norm, peak))
+                    arm.record_step(step, loss, tokens, seconds, random_state)
+                    arm.record_peak_memory(peak, arms, device)
+                    accuracy = correct / labelled
+                    writer.report_metrics(step_metrics(arm, accuracy, rate, grad_norm, tokens, seconds, peak))
 
-            is_validated = False
-            for group, batches in shared.validation_passes(step):
-                shared.start(group)
-                lora.set_dropout(modules, False)
-                lora.set_recompute(modules, False)
-                found = validate(scorer, batches, len(group), device, should_stop, progress.keep_alive)
-                for arm, held_out in zip(group, found, strict=True):
+                if arm.is_validation_due(step):
+                    lora.set_dropout(modules, False)
+                    lora.set_recompute(modules, False)
+                    held_out = validate(scorer, arm, device, should_stop, progress.keep_alive)
                     arm.record_validation(held_out["validation/loss"])
                     writer.report_metrics(Metrics(arm.index, step, held_out))
-                is_validated = True
+                    is_validated = True
 
             # A checkpoint comes before the adapters: an attempt that dies while saving only saves again.
             if is_validated or writer.is_due or any(arm.is_finished for arm in arms):
@@ -168,23 +167,16 @@ def learning_rate(learn: Hyperparameters, step: int, total_steps: int) -> float:
 
 @torch.no_grad()
 def validate(
-    scorer: Scorer,
-    batches: Sequence[Sequence[Example]],
-    arms: int,
-    device: torch.device,
-    should_stop: ShouldStop,
-    keep_alive: Callable[[], None],
-) -> list[dict[str, float]]:
-    """Return each arm's loss (nats) and token accuracy, both over all labelled tokens of these rows."""
-    tokens, (totals, correct) = 0, torch.zeros(2, arms, dtype=torch.float64)
-    for batch in scorer.batches(batches, device):
+    scorer: Scorer, arm: Arm, device: torch.device, should_stop: ShouldStop, keep_alive: Callable[[], None]
+) -> dict[str, float]:
+    """Return loss (nats) and token accuracy, both over all labelled tokens of the arm's validation rows."""
+    total, correct, tokens = 0.0, 0, 0
+    learn = arm.spec.hyperparameters
+    held_out = micro_batches(arm.validation_examples, learn.per_device_train_batch_size)
+    for batch in scorer.batches(held_out, device):
         keep_alive()
         stop_if_asked(should_stop)
-        losses, is_correct = (scores.view(arms, -1) for scores in scorer.token_scores(batch))
-        totals += losses.double().sum(1).cpu()
-        correct += is_correct.sum(1).cpu()
-        tokens += losses.shape[1]
-    return [
-        {"validation/loss": total / tokens, "validation/token_accuracy": right / tokens}
-        for total, right in zip(totals.tolist(), correct.tolist(), strict=True)
-    ]
+        losses, is_correct = scorer.token_scores(batch)
+        total, tokens = total + float(losses.double().sum()), tokens + len(losses)
+        correct += int(is_correct.sum())
+    return {"validation/loss": total / tokens, "validation/token_accuracy": correct / tokens}

@@ -73,13 +73,6 @@ def test_evaluation_time_grows_with_arms_seeds_and_rows(base_model: BaseModel, d
     assert forecast(base_model, dataset, rates=4).scoring["expected"] == one, "short runs are not scored"
 
 
-def test_memory_counts_the_copies_of_arms_that_share_passes(base_model: BaseModel, dataset: Dataset) -> None:
-    alone = forecast(base_model, dataset, "efficient").arms[0].main
-    beside = forecast(base_model, dataset, "efficient", "mlp", "quality").arms[0].main
-    assert beside.peak_memory_bytes["expected"] > alone.peak_memory_bytes["expected"]
-    assert beside.seconds == alone.seconds
-
-
 def test_measured_evaluations_correct_the_forecast(base_model: BaseModel, dataset: Dataset) -> None:
     before = forecast(base_model, dataset).scoring
     measured(base_model, 3.0)
