@@ -20,6 +20,7 @@ from tests.bench.shapes import ALL_LINEAR, POOL, RANK, Target
 MAX_LENGTH = 256
 BATCH, RATE = 8, 1e-3
 COMPARED = 64  # rows whose tokens and labels must be equal
+ANSWERED_BATCH, ANSWER_TOKENS = 32, 256
 GROUPED_STEPS = 50  # whose rows Transformers sorts by length, the longest first
 
 
@@ -309,6 +310,29 @@ def exact_norm(layer: Any, x: Any) -> Any:
     return layer.weight * (x * scale)
 
 
+def answer_rows(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """Answer every row with an adapter on PEFT's model by greedy decoding, rows of one length together."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
+    base = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
+    model: Any = PeftModel.from_pretrained(base, job["adapter"]).eval()
+    rows = json.loads(Path(job["rows"]).read_text())
+    prompts = [
+        tokenizer.apply_chat_template(row[:-1], add_generation_prompt=True, return_dict=False) for row in rows
+    ]
+    prompts.sort(key=len)
+    clock.start()
+    with torch.inference_mode():
+        for start in range(0, len(prompts), ANSWERED_BATCH):
+            batch = tokenizer.pad({"input_ids": prompts[start : start + ANSWERED_BATCH]}, return_tensors="pt")
+            model.generate(**batch, do_sample=False, max_new_tokens=ANSWER_TOKENS)
+    clock.stop()
+    return {}
+
+
 def held_out_losses(job: dict[str, Any]) -> list[float]:
     """Return the loss of every adapter on rows that nobody trained on, by PEFT's own forward."""
     import torch
@@ -343,7 +367,8 @@ def main() -> None:
         result = gradient_differences(job)
     else:
         clock = Clock()
-        result = (run_ours if job["kind"] == "ours" else run_peer)(job, clock)
+        kinds = {"ours": run_ours, "answers": answer_rows}
+        result = kinds.get(job["kind"], run_peer)(job, clock)
         result |= {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
     print(json.dumps(result))
     sys.stdout.flush()
