@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from workers.contract.specs import CPU_BATCH_TOKENS, chunk_rows
+from workers.contract.specs import CPU_BATCH_TOKENS, LONG_ROW_PRODUCTS, chunk_rows
 from workers.forecasting.workload import Workload
 from workers.target_modules.census import Census, Group, Matched
 
 # Changes with every formula: runs estimated by another version are not used for calibration.
-FORMULA = 7
+FORMULA = 8
 PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
 GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
 # Allocator fragmentation after training on rows of many lengths.
@@ -179,16 +179,17 @@ def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOpt
         rows = min(rows, math.ceil(rows * tokens / workload.largest_batch))
     # The engine computes silu(gate) again backwards where the gate is a matrix of its own.
     mlp = (3 if shape.has_joint_gate else 2) * shape.mlp_width
-    # On a CPU attention is computed in fp32; in fp32 on a card keys get as many heads as queries.
+    # In fp32 on a card keys get as many heads as queries; a CPU computes attention of short rows in fp32.
     key_width = shape.query_width if options.on_cuda and width == 4 else shape.key_width
-    attention = (width if options.on_cuda else 4) * 2 * (shape.query_width + key_width)
+    attention_width = width if options.on_cuda or _has_long_rows(workload) else 4
+    attention = attention_width * 2 * (shape.query_width + key_width)
     layer = width * (2 * shape.hidden_size + mlp) + attention
     inputs = _adapter_input_bytes(shape, options)
     kept = tokens * (shape.adapted_depth * layer + inputs)
     if prefix:
         # Each row keeps a copy of the keys and values that it attends to: the prefix and its own.
         copies = 2 * key_width * (tokens + (rows - 1) * prefix)
-        kept += shape.adapted_depth * (width if options.on_cuda else 4) * copies
+        kept += shape.adapted_depth * attention_width * copies
     gradients = tokens * layer  # of one layer, beside what is kept
     fragmentation = FRAGMENTATION[options.device_kind]
     whole = (kept + gradients) * fragmentation
@@ -199,6 +200,12 @@ def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOpt
     inputs_kept = shape.adapted_depth * width * shape.hidden_size
     saved = whole - (tokens * (inputs_kept + one_layer) + gradients) * fragmentation
     return whole - (saved if options.on_cuda else max(saved - CHECKPOINTING_FRAGMENTATION_BYTES, saved / 2))
+
+
+def _has_long_rows(workload: Workload) -> bool:
+    """Return whether the engine computes attention in the base's own format on a CPU."""
+    rows = workload.rows * workload.micro_batches
+    return 2 * workload.attention_pairs >= LONG_ROW_PRODUCTS * rows
 
 
 def _largest_part(workload: Workload) -> float:

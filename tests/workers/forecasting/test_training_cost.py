@@ -102,6 +102,19 @@ def test_gradient_checkpointing_keeps_only_layer_inputs() -> None:
     assert twice - once == pytest.approx(2 * of.linear_parameters * 1000)
 
 
+def test_attention_of_long_rows_takes_half_the_memory_in_bfloat16_on_a_cpu() -> None:
+    short, long = (
+        dataclasses.replace(ONE_TOKEN, largest_batch=1000.0, attention_pairs=pairs) for pairs in (1.0, 1e6)
+    )
+
+    def saved(options: ComputeOptions) -> float:
+        few, many = (estimate_memory(sizes("o"), load, options)["activations"] for load in (short, long))
+        return few - many
+
+    assert saved(ComputeOptions(2)) > 0
+    assert saved(ComputeOptions(4)) == saved(ComputeOptions(2, on_cuda=True)) == 0
+
+
 def test_cpu_keeps_some_freed_memory_with_checkpointing() -> None:
     # With as many key heads as query heads, so that both devices keep the same.
     of = dataclasses.replace(sizes("q k v o gate up down", layers=8), key_width=512)

@@ -203,7 +203,7 @@ def _attention_forward(
     )
     cos, sin = (angle.unsqueeze(-2) for angle in position_embeddings)
     turn: Any = Rotary.apply
-    dtype = attention_dtype(query)
+    dtype = attention_dtype(query, packing)
     query, key = turn(query, cos, sin, dtype), turn(key, cos, sin, dtype)
     attended = attend_packed(query, key, value.to(dtype), packing, layer.scaling)
     return layer.o_proj(attended.flatten(2).to(hidden_states.dtype)), None

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from workers.contract.specs import LONG_ROW_PRODUCTS
 from workers.engine.training.data import Batch, shared_prefix
 from workers.engine.training.encoding import Example
+from workers.engine.training.row_attention import Piece, RowAttention
 
 PACKED = "packed"  # the attention's name in Transformers' registry
 # Arguments of other attention than causal attention over whole rows.
@@ -39,6 +41,19 @@ class Packing:
     prefix: int
     rows: tuple[int, ...]
     target_positions: Tensor = field(compare=False)
+
+    @functools.cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Return the prefix, if there is one, and each row's rest with the positions that they read."""
+        ends = itertools.accumulate(self.rows, initial=self.prefix)
+        rows = [Piece(start, end, start, self.prefix) for start, end in itertools.pairwise(ends)]
+        return (Piece(0, self.prefix, 0, 0), *rows) if self.prefix else tuple(rows)
+
+    @functools.cached_property
+    def has_long_rows(self) -> bool:
+        """Whether the mean row has enough products of queries and keys for bfloat16 to pay on a CPU."""
+        products = sum(length * (self.prefix + length) for length in self.rows)
+        return products >= LONG_ROW_PRODUCTS * len(self.rows)
 
     @functools.cached_property
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -143,14 +158,14 @@ def packed_attention(
     assert attention_mask is None, "packed rows need no mask"
     assert not dropout, "the base model stays in evaluation mode"
     assert not any(others.get(name) for name in OTHER_ATTENTION), "causal attention over whole rows only"
-    dtype = attention_dtype(query)
+    dtype = attention_dtype(query, packing)
     rows, keys, values = (tensor.transpose(1, 2).to(dtype) for tensor in (query, key, value))
     return attend_packed(rows, keys, values, packing, scaling).to(query.dtype), None
 
 
-def attention_dtype(query: Tensor) -> torch.dtype:
-    """Return fp32 for bfloat16 on a CPU, which takes half the time at the usual lengths."""
-    is_slow = query.dtype == torch.bfloat16 and query.device.type == "cpu"
+def attention_dtype(query: Tensor, packing: Packing) -> torch.dtype:
+    """Return fp32 for short rows in bfloat16 on a CPU, where it takes less time."""
+    is_slow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and not packing.has_long_rows
     return torch.float32 if is_slow else query.dtype
 
 
@@ -180,6 +195,11 @@ def attend_packed(
     """Return the attention of each row to the prefix and to itself, of and as [1, T, heads, head width]."""
     if at_once := attention_of_all_rows(query, key):
         return at_once(query, key, value, packing, scaling)
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        apply: Any = RowAttention.apply
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        attended: Tensor = apply(query[0], key[0], value[0], packing.pieces, scale)[None]
+        return attended
     return attend_row_by_row(query, key, value, packing, scaling)
 
 
