@@ -39,6 +39,8 @@ CALL_SECONDS = {"cpu": 4e-3, "cuda": 1e-3}
 START_SECONDS = {"cpu": 3.0, "cuda": 12.0}
 # Operations per second before the first measured run: per thread of a CPU by bytes per number, and per card.
 CPU_OPERATIONS = {4: 8e10, 2: 1e11}
+AMX_OPERATIONS = {4: 8e10, 2: 5e11}
+AMX = "AMX"  # in the name of a CPU with a unit for products of matrices in bfloat16
 GPU_OPERATIONS = (
     ("H200", 4e14),
     ("H100", 4e14),
@@ -322,9 +324,14 @@ def load_seconds(parameters: int, device_kind: str) -> float:
 
 def typical_operations_per_second(device: str, threads: int, dtype_bytes: int) -> float:
     """Return the usual speed of a device on which no run has been measured yet."""
-    if device.lower().startswith("cpu"):
-        return threads * CPU_OPERATIONS[dtype_bytes]
+    if device_kind(device) == "cpu":
+        return threads * (AMX_OPERATIONS if AMX in device else CPU_OPERATIONS)[dtype_bytes]
     return next(speed for word, speed in GPU_OPERATIONS if word in device)
+
+
+def usual_dtype(device: str) -> str:
+    """Return the number format that a base model usually gets there, as `runtime.pick_dtype` measures it."""
+    return "bfloat16" if device_kind(device) == "cuda" or AMX in device else "float32"
 
 
 def disk_bytes(trainable: int, adapter: int) -> int:

@@ -45,6 +45,7 @@ WATCH_SECONDS = 4.0
 # A heartbeat that takes longer hangs in a query.
 SILENT_SECONDS = 60.0
 # Longest wait of a fork for the end of a query, which may hang.
+CPU_FACTS = Path("/proc/cpuinfo")  # of Linux
 FORK_SECONDS = 30.0
 
 
@@ -94,9 +95,17 @@ def describe_device(queue: str) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     # Trainings at once share the memory.
     memory = psutil.virtual_memory().total // (settings.CPU_TRAININGS if queue == Job.Queue.GPU else 1)
-    cpu = (f"CPU, {cores} cores ({platform.machine()})", memory, None)
+    cpu = (f"CPU, {cores} cores{' with AMX' if _has_amx() else ''} ({platform.machine()})", memory, None)
     device, memory, gpu = (_first_gpu() if queue == Job.Queue.GPU else None) or cpu
     return {"device": device, "memory_bytes": memory, "gpu": gpu, "loads_4bit": loads_4bit(gpu)}
+
+
+def _has_amx() -> bool:
+    """Return whether the CPU multiplies matrices in bfloat16, which is several times as fast; Linux knows."""
+    try:
+        return "amx_bf16" in CPU_FACTS.read_text()
+    except OSError:
+        return False
 
 
 def loads_4bit(gpu: int | None) -> bool:

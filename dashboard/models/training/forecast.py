@@ -273,8 +273,8 @@ class RunForecaster:
 
     def dtype_on(self, device: str) -> str:
         """Return the number format of the device's last run; before the first, the usual one."""
-        usual = "bfloat16" if device_kind(device) == "cuda" else "float32"
-        return next((row.dtype for row in self.calibrations if row.device == device), usual)
+        measured = (row.dtype for row in self.calibrations if row.device == device)
+        return next(measured, training_cost.usual_dtype(device))
 
     def _measured_lengths(self) -> RowLengths | None:
         if self.version is None:

@@ -215,6 +215,20 @@ def test_typical_speed_of_unmeasured_devices() -> None:
         guess("NVIDIA H100 80GB HBM3", 1, 2) > guess("NVIDIA A100-SXM4-40GB", 1, 2) > guess("Tesla T4", 1, 2)
     )
     assert guess("CPU, 8 cores (x86_64)", 7, 4) == 7 * guess("cpu", 1, 4)
+    assert guess("CPU, 8 cores with AMX (x86_64)", 1, 2) > guess("CPU, 8 cores (x86_64)", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16"),
+        ("CPU, 8 cores with AMX (x86_64)", "bfloat16"),
+        ("CPU, 8 cores (x86_64)", "float32"),
+        ("cpu", "float32"),
+    ],
+)
+def test_number_format_of_unmeasured_devices(device: str, dtype: str) -> None:
+    assert training_cost.usual_dtype(device) == dtype
 
 
 def test_disk_bytes() -> None:

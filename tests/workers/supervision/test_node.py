@@ -233,3 +233,15 @@ def test_pool_process_is_not_forked_during_a_query() -> None:
             os._exit(0 if ended.is_set() else 1)
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("facts", "is_named"), [("flags : fpu amx_bf16 amx_int8", True), ("flags : fpu", False)]
+)
+def test_device_names_a_unit_for_products_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: str, is_named: bool
+) -> None:
+    monkeypatch.setattr("workers.supervision.heartbeat.CPU_FACTS", tmp_path / "cpuinfo")
+    assert "AMX" not in heartbeat.describe_device("cpu")["device"]
+    (tmp_path / "cpuinfo").write_text(facts)
+    assert ("cores with AMX (" in heartbeat.describe_device("cpu")["device"]) == is_named
