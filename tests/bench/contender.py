@@ -43,7 +43,7 @@ class Clock:
 
 def peak_memory() -> int:
     """Return this process's peak memory in bytes."""
-    from workers.engine.training import runtime
+    from workers.engine import runtime
 
     return runtime.peak_memory_bytes()
 
@@ -355,7 +355,7 @@ def held_out_losses(job: dict[str, Any]) -> list[float]:
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
-    from workers.engine.training import runtime
+    from workers.engine import runtime
 
     runtime.prepare_environment(offline=True)
     import torch

@@ -59,7 +59,7 @@ def number_format(study: Study) -> str:
     """Return the format in which this machine computes the study's base model."""
     import torch
 
-    from workers.engine.training import runtime
+    from workers.engine import runtime
 
     dtype = study["settings"][0]["spec"]["dtype"]
     return runtime.dtype_name(runtime.pick_dtype(dtype, torch.device("cpu")))

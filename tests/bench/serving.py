@@ -196,7 +196,7 @@ def hold(folder: Path, count: int) -> None:
 
 
 def main() -> None:
-    from workers.engine.training import runtime
+    from workers.engine import runtime
 
     runtime.prepare_environment(offline=True)
     import numpy as np

@@ -10,7 +10,7 @@ import warnings
 from tqdm import tqdm
 
 from workers.engine import __main__ as engine
-from workers.engine.training import runtime
+from workers.engine import runtime
 
 
 def write(**_options: object) -> None:

@@ -26,7 +26,7 @@ from workers.contract.specs import EvalSpec, TargetSpec, TrainSpec, needs_4bit, 
 from workers.engine.base_models import census
 from workers.engine.base_models.model import load_base, read_config
 from workers.engine.evaluation.evaluate import evaluate
-from workers.engine.training.runtime import prepare_environment
+from workers.engine.runtime import prepare_environment
 from workers.engine.training.train import train
 from workers.target_modules.presets import PRESETS, resolve
 from workers.target_modules.resolution import target_spec

@@ -50,7 +50,7 @@ from workers.contract.events import (
     to_line,
 )
 from workers.contract.specs import SPEC_TYPES, from_dict, needs_4bit
-from workers.engine.training import runtime
+from workers.engine import runtime
 
 PR_SET_PDEATHSIG = 1
 DONE, FAILED, STOPPED = 0, 1, 3

@@ -25,8 +25,8 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from workers.engine import runtime
 from workers.engine.__main__ import die_with_parent
-from workers.engine.training import runtime
 
 READY = b"ready"
 # The engine's arguments and variables take fewer bytes.

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from workers.contract.specs import TrainSpec
+from workers.engine import runtime
 from workers.engine.base_models.model import tokenizer_record
-from workers.engine.training import runtime
 from workers.engine.training.encoding import Example
 
 # Raise it when rows come to be encoded in another way.

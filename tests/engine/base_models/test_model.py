@@ -10,7 +10,7 @@ import torch
 from tests.tiny_model import tiny_base
 from workers.contract.errors import Stopped
 from workers.engine.base_models.model import add_stop_hooks, end_ids, load_base, load_tokenizer
-from workers.engine.training.runtime import pick_dtype, stop_if_asked
+from workers.engine.runtime import pick_dtype, stop_if_asked
 
 CPU = torch.device("cpu")
 IDS = torch.arange(10, 20)[None]

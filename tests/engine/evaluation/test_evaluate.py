@@ -119,10 +119,10 @@ def test_base_scores_equal_those_without_an_adapter(
     scored: Scored, trained: tuple[BaseSpec, DataSpec, Path]
 ) -> None:
     from workers.engine.base_models.model import load_base, load_tokenizer
+    from workers.engine.runtime import pick_device, pick_dtype
     from workers.engine.training.data import Split, pad
     from workers.engine.training.encoding import encode
     from workers.engine.training.loss import Scorer
-    from workers.engine.training.runtime import pick_device, pick_dtype
 
     base, data, _adapter = trained
     model = load_base(base, pick_dtype("float32", pick_device()), pick_device())

@@ -15,12 +15,12 @@ from tests.tiny_model import build_tiny_model, tiny_base
 from workers.contract.chat import ChatRequest, ChatSettings
 from workers.contract.errors import OutOfMemory
 from workers.contract.specs import ServeSpec
+from workers.engine import runtime
 from workers.engine.base_models.model import load_base, load_tokenizer
 from workers.engine.generation.generator import Generator
 from workers.engine.serving.memory import fit_tokens, served_model
 from workers.engine.serving.prompts import PromptEncoder
 from workers.engine.serving.server import ChatModel, Refusal, serve
-from workers.engine.training import runtime
 from workers.forecasting.inference_cost import RESERVE_BYTES
 
 CPU = torch.device("cpu")

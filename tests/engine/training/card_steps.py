@@ -23,11 +23,12 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from tests.tiny_model import tiny_base, tiny_target
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import DataSpec, TrainSpec
+from workers.engine import runtime
 from workers.engine.base_models.model import auto_class, read_config
 from workers.engine.generation import adapters
 from workers.engine.generation.generator import Generator
 from workers.engine.generation.requests import GenerationRequest, Sampling
-from workers.engine.training import checkpoints, fused, lora, packed, runtime
+from workers.engine.training import checkpoints, fused, lora, packed
 from workers.engine.training.arms import Arm
 from workers.engine.training.encoding import Example
 from workers.engine.training.loss import make_scorer

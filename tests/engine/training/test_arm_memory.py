@@ -12,7 +12,7 @@ from tests.engine.conftest import Recorder
 from tests.tiny_model import tiny_target
 from workers.contract.events import ArmEnd
 from workers.contract.specs import TrainSpec
-from workers.engine.training import runtime
+from workers.engine import runtime
 from workers.engine.training.arms import Arm
 from workers.engine.training.train import train
 

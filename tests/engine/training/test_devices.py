@@ -19,8 +19,8 @@ from tests.tiny_model import tiny_base
 from workers.engine.__main__ import failure
 from workers.engine.base_models.model import load_base
 from workers.engine.generation.adapters import Adapters
+from workers.engine.runtime import pick_device
 from workers.engine.training.packed import attend_at_once, equals_row_by_row
-from workers.engine.training.runtime import pick_device
 
 
 def test_no_operation_reads_tensors_of_two_devices(tiny_folder: Path) -> None:

@@ -336,7 +336,7 @@ def test_peak_memory_can_be_reset_between_turns(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder
 ) -> None:
     """An arm that holds a large block while it works raises its own figure, not its neighbour's."""
-    import workers.engine.training.runtime as runtime
+    from workers.engine import runtime
 
     size = 64 * 1024**2
     runtime.reset_peak_memory(torch.device("cpu"))

@@ -24,6 +24,7 @@ from workers.contract.base_scores import number_format
 from workers.contract.errors import DataError, Diverged
 from workers.contract.events import Message, Progress, Report, Result, ShouldStop, never_stop, print_event
 from workers.contract.specs import EvalSpec
+from workers.engine import runtime
 from workers.engine.base_models.model import (
     add_stop_hooks,
     check_folder,
@@ -38,10 +39,9 @@ from workers.engine.evaluation.scores import Scores, answer_kind, score_answer
 from workers.engine.generation.adapters import attach, check_adapter
 from workers.engine.generation.generator import Generator
 from workers.engine.generation.requests import GenerationRequest, Reference, Sampling
-from workers.engine.training import runtime
+from workers.engine.runtime import stop_if_asked
 from workers.engine.training.data import Split, encode_rows, epoch_order
 from workers.engine.training.encoding import CanonicalRow, Example, Ids, encode
-from workers.engine.training.runtime import stop_if_asked
 
 # Rows at a time, as far as their keys and values have room: for so many tokens, and so many rows in any case.
 MAX_ROWS, MIN_TOKENS, MIN_ROWS = 64, 4096, 16

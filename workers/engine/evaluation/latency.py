@@ -17,8 +17,8 @@ import torch
 
 from workers.contract.events import Progress, Report, ShouldStop
 from workers.engine.base_models.model import max_positions
+from workers.engine.runtime import stop_if_asked
 from workers.engine.training.encoding import Ids
-from workers.engine.training.runtime import stop_if_asked
 
 BASE = "base"
 TOKENS = 9

@@ -16,12 +16,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from workers.contract.errors import DiskFull, ModelError, OutOfMemory
 from workers.contract.events import Progress, Report, Result, ShouldStop
 from workers.contract.specs import ExportSpec
+from workers.engine import runtime
 from workers.engine.base_models.model import check_folder, load_base, read_config
 from workers.engine.exporting import gguf_model, model_folder
 from workers.engine.generation.adapters import attach, check_adapter
-from workers.engine.training import runtime
+from workers.engine.runtime import stop_if_asked
 from workers.engine.training.artifacts import file_sha256, sync
-from workers.engine.training.runtime import stop_if_asked
 from workers.forecasting.export_cost import forecast_export
 
 FOLDER = "export"

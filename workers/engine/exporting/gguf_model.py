@@ -23,7 +23,7 @@ from workers.contract.errors import ModelError
 from workers.contract.events import Progress, Report, ShouldStop
 from workers.contract.specs import ExportSpec
 from workers.engine.base_models.model import read_config
-from workers.engine.training.runtime import stop_if_asked
+from workers.engine.runtime import stop_if_asked
 from workers.serving.gguf_adapter import ARCHITECTURES, interleave_rotary
 
 Array = npt.NDArray[np.float32]

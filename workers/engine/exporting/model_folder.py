@@ -14,8 +14,8 @@ from workers.contract.archives import checksums, store
 from workers.contract.events import Progress, Report, ShouldStop
 from workers.contract.specs import ExportSpec
 from workers.engine.base_models.model import TOKENIZER_FILES
+from workers.engine.runtime import stop_if_asked
 from workers.engine.training.artifacts import file_sha256
-from workers.engine.training.runtime import stop_if_asked
 
 # A shard exists twice for a moment: in the folder and in the archive.
 SHARD_BYTES = "2GB"

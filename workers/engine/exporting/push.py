@@ -20,7 +20,7 @@ from huggingface_hub.errors import HTTPError as ConnectionFailed  # type: ignore
 from workers.contract.errors import RunError
 from workers.contract.events import KeepAlive, Progress, Report, Result, ShouldStop
 from workers.contract.specs import PushSpec
-from workers.engine.training.runtime import stop_if_asked
+from workers.engine.runtime import stop_if_asked
 
 POLL_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 60.0

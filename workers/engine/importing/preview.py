@@ -17,9 +17,9 @@ from workers.contract.errors import DataError
 from workers.contract.events import ShouldStop
 from workers.contract.specs import BaseSpec
 from workers.engine.base_models import model
+from workers.engine.runtime import stop_if_asked
 from workers.engine.training import data
 from workers.engine.training.encoding import CanonicalRow, Example, Ids, RowEncoder
-from workers.engine.training.runtime import stop_if_asked
 
 PREVIEW_ROWS = 20
 # Upper ends of the histogram's bins, in tokens; the last bin is open.

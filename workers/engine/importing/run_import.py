@@ -23,7 +23,7 @@ from workers.engine.importing import shapes, split_files, splits, tables
 from workers.engine.importing.group_columns import GroupColumnCandidates, check_group_column, read_group
 from workers.engine.importing.rows import MAX_COLUMNS, UploadRow, UploadTable
 from workers.engine.importing.shapes import Canonical, InvalidRow, Shape
-from workers.engine.training.runtime import stop_if_asked
+from workers.engine.runtime import stop_if_asked
 
 if TYPE_CHECKING:
     from workers.engine.importing.preview import Preview

@@ -12,8 +12,8 @@ import torch
 from workers.contract.errors import OutOfMemory
 from workers.contract.half_precision import read_header
 from workers.contract.specs import ServeSpec
+from workers.engine import runtime
 from workers.engine.base_models.model import model_errors, read_config
-from workers.engine.training import runtime
 from workers.forecasting.inference_cost import MIN_TOKENS, RESERVE_BYTES, ServedModel
 
 

@@ -38,15 +38,15 @@ from workers.contract.chat_connections import address_file, parse_address, proof
 from workers.contract.errors import DataError, RunError
 from workers.contract.events import KeepAlive, Progress, Report, Result, ShouldStop
 from workers.contract.specs import ServeSpec
+from workers.engine import runtime
 from workers.engine.base_models.model import check_folder, end_ids, load_base, load_tokenizer, max_positions
 from workers.engine.generation.generator import Generator
 from workers.engine.generation.requests import GenerationRequest, Sampling, Token
+from workers.engine.runtime import stop_if_asked
 from workers.engine.serving.answer_text import AnswerText
 from workers.engine.serving.memory import count_weights, fit_tokens, has_room, served_model
 from workers.engine.serving.prompts import PromptEncoder
-from workers.engine.training import runtime
 from workers.engine.training.encoding import Ids
-from workers.engine.training.runtime import stop_if_asked
 from workers.forecasting.inference_cost import ServedModel
 
 ReplyT = TypeVar("ReplyT")

@@ -20,9 +20,10 @@ from workers.contract.events import Message, Report, ShouldStop
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import SPLITS, TrainSpec
 from workers.contract.validation import MOST_ROWS, plan_validation
+from workers.engine import runtime
 from workers.engine.base_models.model import read_config
 from workers.engine.token_cache import TokenCache
-from workers.engine.training import lora, runtime
+from workers.engine.training import lora
 from workers.engine.training.data import Split, encode_rows, epoch_order, micro_batches, step_rows
 from workers.engine.training.encoding import Example, Ids
 from workers.engine.training.loss import PROVEN_TYPES

@@ -19,8 +19,9 @@ from workers.contract.errors import Diverged, RunError, disk_error
 from workers.contract.events import Artifact, finite
 from workers.contract.loading_code import loading_code
 from workers.contract.specs import DataSpec, TrainSpec, to_dict
+from workers.engine import runtime
 from workers.engine.base_models.model import TOKENIZER_FILES, storage_description
-from workers.engine.training import lora, runtime
+from workers.engine.training import lora
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -27,7 +27,8 @@ from workers.contract import checkpoint_ownership
 from workers.contract.checkpoint_ownership import MANIFEST, MISSING
 from workers.contract.errors import CheckpointMismatch, DiskFull, RunError, disk_error, is_full
 from workers.contract.events import Checkpoint, Message, Metrics, Report
-from workers.engine.training import fingerprint, runtime
+from workers.engine import runtime
+from workers.engine.training import fingerprint
 from workers.engine.training.artifacts import file_sha256, sync, to_json
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from workers.contract.errors import DataError
 from workers.contract.events import Progress, Report, ShouldStop
 from workers.contract.specs import SHORTEST_PREFIX, DataSpec
 from workers.engine.importing.split_files import SCHEMA, rows_sha256
+from workers.engine.runtime import stop_if_asked
 from workers.engine.training.encoding import CanonicalRow, Example, Ids, RowEncoder
-from workers.engine.training.runtime import stop_if_asked
 
 if TYPE_CHECKING:
     from workers.engine.training.packed import Packing

@@ -51,7 +51,7 @@ class Packing:
 
     @functools.cached_property
     def has_long_rows(self) -> bool:
-        """Whether the mean row has enough products of queries and keys for bfloat16 to pay on a CPU."""
+        """Tell whether bfloat16 pays on a CPU, by the mean row's products of queries and keys."""
         products = sum(length * (self.prefix + length) for length in self.rows)
         return products >= LONG_ROW_PRODUCTS * len(self.rows)
 

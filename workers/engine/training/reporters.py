@@ -16,8 +16,9 @@ import torch
 
 from workers.contract.errors import DiskFull, RunError, Stopped
 from workers.contract.events import ArmEnd, KeepAlive, Message, Metrics, Progress, Report
+from workers.engine import runtime
 from workers.engine.base_models.model import storage_description, tokenizer_record
-from workers.engine.training import artifacts, runtime
+from workers.engine.training import artifacts
 from workers.engine.training.arms import Arm
 from workers.engine.training.checkpoints import CheckpointWriter
 

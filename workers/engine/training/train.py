@@ -20,13 +20,14 @@ from workers.contract.errors import Stopped
 from workers.contract.events import ArmEnd, Metrics, Progress, Report, ShouldStop, never_stop, print_event
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import TrainSpec
+from workers.engine import runtime
 from workers.engine.base_models.model import add_stop_hooks, check_folder, load_base, load_tokenizer
-from workers.engine.training import checkpoints, fingerprint, fused, lora, runtime
+from workers.engine.runtime import stop_if_asked
+from workers.engine.training import checkpoints, fingerprint, fused, lora
 from workers.engine.training.arms import Arm, check_shared, prepare_arms
 from workers.engine.training.data import micro_batches
 from workers.engine.training.loss import Scorer, make_scorer
 from workers.engine.training.reporters import OutcomeReporter, ProgressReporter, step_metrics
-from workers.engine.training.runtime import stop_if_asked
 from workers.engine.training.trunk import SharedTrunk
 
 
