@@ -29,7 +29,6 @@ from tests.e2e.installation import Api
 from tests.proxy import Proxy
 
 CLEAN_UP_SECONDS = 200
-LAST_FAULTS_SECONDS = 60
 MAX_LINES = 20
 
 
@@ -69,12 +68,10 @@ def run(
         # Daemons, so that an interrupted storm ends.
         functions = (monitor.run, injector.inject_kills, injector.inject_pauses, workload.submit_all)
         threads = [threading.Thread(target=function, daemon=True) for function in functions]
+        workload.needs_more = lambda: any(thread.is_alive() for thread in threads[1:3])
         for thread in threads:
             thread.start()
         outcome.in_time = _wait_for_jobs(options, workload, injector, monitor, began)
-        for thread in threads[1:3]:
-            # Jobs may end before the last faults that are due; processes that hold none are hit too.
-            thread.join(timeout=LAST_FAULTS_SECONDS)
         workload.stopped.set()
         injector.stopped.set()
         for thread in threads[1:]:

@@ -6,6 +6,7 @@ A request without an answer is repeated with the same Idempotency-Key, as a clie
 from __future__ import annotations
 
 import http.client
+import itertools
 import random
 import threading
 import time
@@ -40,12 +41,17 @@ class SubmittedJob:
 
 @dataclass
 class Workload:
-    """Submits, stops and resumes jobs until all are submitted or `stopped` is set."""
+    """Submits, stops and resumes jobs until all are submitted or `stopped` is set.
+
+    While `needs_more` returns True, it submits further ones: on a fast machine all jobs may end before the
+    last faults, which need a running job.
+    """
 
     api: Api
     dataset: int
     jobs: int
     seed: int
+    needs_more: Callable[[], bool] = lambda: False
     submitted: list[SubmittedJob] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     submit_times: list[tuple[float, float]] = field(
@@ -55,12 +61,13 @@ class Workload:
     done: threading.Event = field(default_factory=threading.Event)
 
     def submit_all(self) -> None:
-        """Submit one job after another, at most MAX_WAITING ahead of the workers."""
+        """Submit one job after another, at most MAX_WAITING ahead of the workers; further ones not ahead."""
         generator = random.Random(self.seed + 1)
-        for number in range(self.jobs):
-            while not self.stopped.is_set() and self._count_waiting() >= MAX_WAITING:
+        for number in itertools.count():
+            most = MAX_WAITING if number < self.jobs else 1
+            while not self.stopped.is_set() and self._count_waiting() >= most:
                 self.stopped.wait(0.5)
-            if self.stopped.is_set():
+            if self.stopped.is_set() or (number >= self.jobs and not self.needs_more()):
                 break
             job = SubmittedJob(number, f"chaos-{self.seed}-{number}")
             arms = [self._hyperparameters(generator) for _arm in range(generator.randint(2, 4))]
