@@ -91,8 +91,9 @@ def record() -> Recorder:
 
 @contextmanager
 def without_fused_layers(model: torch.nn.Module) -> Iterator[None]:
-    """Let each layer use its own forward for a while."""
-    replaced = [(layer, vars(layer).pop("forward")) for layer in model.modules() if "forward" in vars(layer)]
+    """Let each layer use its own forward for a while; linear layers keep what `load_base` gives them all."""
+    layers = [layer for layer in model.modules() if type(layer) is not torch.nn.Linear]
+    replaced = [(layer, vars(layer).pop("forward")) for layer in layers if "forward" in vars(layer)]
     yield
     for layer, forward in replaced:
         layer.forward = forward

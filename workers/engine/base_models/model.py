@@ -19,6 +19,7 @@ from torch import nn
 from workers.contract.errors import ModelError, RunError
 from workers.contract.specs import BaseSpec
 from workers.engine.base_models.config_limits import check_config, read_checked_json
+from workers.engine.frozen_products import replace_frozen_products
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -158,6 +159,7 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device, *, in_4b
         )
     if in_4bit:
         _keep_gradients(model)
+    replace_frozen_products(model)
     return model.to(device).requires_grad_(False).eval()
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from workers.contract.specs import CPU_BATCH_TOKENS, PREFIX_TYPES, chunk_rows
 from workers.engine.base_models.model import plain_head
+from workers.engine.frozen_products import frozen_product
 from workers.engine.training.data import Batch, cut_batch, pad, shared_prefix
 from workers.engine.training.encoding import Example
 from workers.engine.training.packed import PACKED, attention, can_pack, pack, register
@@ -47,7 +48,7 @@ class LabelledLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden)
         for start in range(0, len(targets), chunk):
             rows = slice(start, start + chunk)
-            logits = (hidden[rows] @ head.T).float()
+            logits = frozen_product(hidden[rows], head).float()
             (top, predicted), picked = highest(logits), logits.gather(1, targets[rows, None])[:, 0]
             correct += (predicted == targets[rows]).sum()
             # In place, because each pass over a fresh tensor of this size costs a tenth of a product. Not
@@ -56,7 +57,7 @@ class LabelledLoss(torch.autograd.Function):
             # The largest probability is exp(top - logsumexp).
             total += ((top - error.amax(-1).log() - picked) * weights[rows]).sum()
             error[torch.arange(len(error), device=error.device), targets[rows]] -= 1
-            gradient[rows] = (error.to(hidden.dtype) @ head).mul_(weights[rows, None])
+            gradient[rows] = frozen_product(error.to(hidden.dtype), head.T).mul_(weights[rows, None])
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(correct)
         return total, correct
@@ -143,7 +144,7 @@ class Scorer:
             return _scores(logits.flatten(0, 1)[batch.target_positions].float(), batch.targets)
         hidden, head = self._hidden(batch), self.head.weight
         chunks = zip(torch.split(hidden, self._chunk), torch.split(batch.targets, self._chunk), strict=True)
-        parts = [_scores((rows @ head.T).float(), targets) for rows, targets in chunks]
+        parts = [_scores(frozen_product(rows, head).float(), targets) for rows, targets in chunks]
         losses, is_correct = zip(*parts, strict=True)
         return torch.cat(losses), torch.cat(is_correct)
 
