@@ -37,10 +37,13 @@ READ_BYTES_PER_SECOND = 1e9
 # Overhead of launching one layer's kernels, forwards and backwards, per micro-batch.
 CALL_SECONDS = {"cpu": 4e-3, "cuda": 1e-3}
 START_SECONDS = {"cpu": 3.0, "cuda": 12.0}
-# Operations per second before the first measured run: per thread of a CPU by bytes per number, and per card.
-CPU_OPERATIONS = {4: 8e10, 2: 1e11}
-AMX_OPERATIONS = {4: 8e10, 2: 5e11}
-AMX = "AMX"  # in the name of a CPU with a unit for products of matrices in bfloat16
+# Operations per second before the first measured run, by a word of the device's name: per thread of a CPU by
+# bytes per number, and per card.
+CPU_OPERATIONS = (
+    ("AMX", {4: 8e10, 2: 5e11}),
+    ("AVX512-BF16", {4: 1.2e11, 2: 2e11}),
+    ("", {4: 8e10, 2: 1e11}),
+)
 GPU_OPERATIONS = (
     ("H200", 4e14),
     ("H100", 4e14),
@@ -325,13 +328,14 @@ def load_seconds(parameters: int, device_kind: str) -> float:
 def typical_operations_per_second(device: str, threads: int, dtype_bytes: int) -> float:
     """Return the usual speed of a device on which no run has been measured yet."""
     if device_kind(device) == "cpu":
-        return threads * (AMX_OPERATIONS if AMX in device else CPU_OPERATIONS)[dtype_bytes]
+        return threads * next(speeds for word, speeds in CPU_OPERATIONS if word in device)[dtype_bytes]
     return next(speed for word, speed in GPU_OPERATIONS if word in device)
 
 
 def usual_dtype(device: str) -> str:
     """Return the number format that a base model usually gets there, as `runtime.pick_dtype` measures it."""
-    return "bfloat16" if device_kind(device) == "cuda" or AMX in device else "float32"
+    has_unit = any(word and word in device for word, _ in CPU_OPERATIONS)
+    return "bfloat16" if device_kind(device) == "cuda" or has_unit else "float32"
 
 
 def disk_bytes(trainable: int, adapter: int) -> int:

@@ -215,7 +215,8 @@ def test_typical_speed_of_unmeasured_devices() -> None:
         guess("NVIDIA H100 80GB HBM3", 1, 2) > guess("NVIDIA A100-SXM4-40GB", 1, 2) > guess("Tesla T4", 1, 2)
     )
     assert guess("CPU, 8 cores (x86_64)", 7, 4) == 7 * guess("cpu", 1, 4)
-    assert guess("CPU, 8 cores with AMX (x86_64)", 1, 2) > guess("CPU, 8 cores (x86_64)", 1, 2)
+    units = [guess(f"CPU, 8 cores{unit} (x86_64)", 1, 2) for unit in (" with AMX", " with AVX512-BF16", "")]
+    assert units[0] > units[1] > units[2]
 
 
 @pytest.mark.parametrize(
@@ -223,6 +224,7 @@ def test_typical_speed_of_unmeasured_devices() -> None:
     [
         ("NVIDIA H100 80GB HBM3", "bfloat16"),
         ("CPU, 8 cores with AMX (x86_64)", "bfloat16"),
+        ("CPU, 8 cores with AVX512-BF16 (x86_64)", "bfloat16"),
         ("CPU, 8 cores (x86_64)", "float32"),
         ("cpu", "float32"),
     ],

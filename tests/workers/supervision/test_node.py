@@ -236,12 +236,18 @@ def test_pool_process_is_not_forked_during_a_query() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "is_named"), [("flags : fpu amx_bf16 amx_int8", True), ("flags : fpu", False)]
+    ("facts", "unit"),
+    [
+        ("flags : fpu amx_bf16 avx512_bf16 amx_int8", " with AMX"),
+        ("flags : fpu avx512_bf16", " with AVX512-BF16"),
+        ("flags : fpu avx512f", ""),
+        (None, ""),
+    ],
 )
 def test_device_names_a_unit_for_products_in_bfloat16(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: str, is_named: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: str | None, unit: str
 ) -> None:
+    if facts is not None:
+        (tmp_path / "cpuinfo").write_text(facts)
     monkeypatch.setattr("workers.supervision.heartbeat.CPU_FACTS", tmp_path / "cpuinfo")
-    assert "AMX" not in heartbeat.describe_device("cpu")["device"]
-    (tmp_path / "cpuinfo").write_text(facts)
-    assert ("cores with AMX (" in heartbeat.describe_device("cpu")["device"]) == is_named
+    assert f"cores{unit} (" in heartbeat.describe_device("cpu")["device"]
