@@ -41,8 +41,8 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def frozen_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias; x [..., d_in], weight [d_out, d_in], bias [d_out]."""
-    is_usual = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if is_usual and not weight.requires_grad and mkl_is_slow():
+    is_fp32_on_cpu = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if is_fp32_on_cpu and not weight.requires_grad and mkl_is_slow():
         apply: Any = OneDnnProduct.apply
         product: Tensor = apply(x, weight, bias)
         return product
