@@ -66,6 +66,7 @@ bench:
 	@$(VENV) -m tests.bench
 	@$(VENV) -m tests.bench.serving
 	@test -z "$$BEFORE" || $(VENV) -m tests.bench.scoring
+	@$(VENV) -m tests.bench.warm_start
 	@$(VENV) -m tests.bench.open_streams
 	@$(VENV) -m tests.bench.beside_trainings
 	@$(VENV) -m tests.bench.pages

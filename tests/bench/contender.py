@@ -1,7 +1,7 @@
 """One training of the benchmark in its own process: `python -m tests.bench.contender job.json`.
 
-Prints one line of JSON, for a training: tokens, seconds, CPU seconds, peak memory, and the first rows' tokens
-and labels.
+Prints one line of JSON, for a training: tokens, seconds, CPU seconds, when the steps begun (monotonic clock),
+peak memory, and the first rows' tokens and labels.
 """
 
 from __future__ import annotations
@@ -369,7 +369,7 @@ def main() -> None:
         clock = Clock()
         kinds = {"ours": run_ours, "answers": answer_rows}
         result = kinds.get(job["kind"], run_peer)(job, clock)
-        result |= {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
+        result |= {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds, "begun": clock.begun[0]}
     print(json.dumps(result))
     sys.stdout.flush()
     os._exit(0)
