@@ -1,6 +1,6 @@
 """One training of the benchmark in its own process: `python -m tests.bench.contender job.json`.
 
-Prints one line of JSON, for a training: tokens, seconds, CPU seconds, when the steps begun (monotonic clock),
+Prints one line of JSON, for a training: tokens, seconds, CPU seconds, when the steps began (monotonic clock),
 peak memory, and the first rows' tokens and labels.
 """
 
