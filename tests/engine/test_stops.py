@@ -103,7 +103,7 @@ def test_finish_without_validation_saves_the_last_step(make_spec: MakeSpec, tmp_
 
 
 def test_finish_before_the_first_step_cancels(make_spec: MakeSpec, tmp_path: Path) -> None:
-    for looks in (0, 3, 6):
+    for looks in (0, 3, 4):
         left, record = [looks], Recorder()
 
         def should_stop(left: list[int] = left) -> str:

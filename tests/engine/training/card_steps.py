@@ -94,7 +94,9 @@ def train(folder: Path, device: torch.device, dtype: torch.dtype, *, has_prefix:
         arm.step = step
         if step == 1:
             put_back(arm, folder)
-    arm.record_validation(validate(scorer, arm, device, lambda: "", lambda: None)["validation/loss"])
+    arm.record_validation(
+        arm.step, validate(scorer, arm, device, lambda: "", lambda: None)["validation/loss"]
+    )
     with arm.with_best_weights():
         pass
 

@@ -26,11 +26,12 @@ from workers.engine.base_models.model import load_tokenizer
 from workers.engine.training import loss as loss_module
 from workers.engine.training import reporters
 from workers.engine.training import train as train_module
-from workers.engine.training.data import Split
+from workers.engine.training.data import Split, encode_rows
 from workers.engine.training.encoding import encode
 from workers.engine.training.train import learning_rate, train
 
 MakeSpec = Callable[..., TrainSpec]
+CPU = torch.device("cpu")
 EVERYTHING = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -160,6 +161,37 @@ def test_events_of_a_run(make_spec: MakeSpec, tmp_path: Path, record: Recorder) 
     assert summary["train_loss"] == record.series("train/loss")[-1]
     assert summary["best_validation_loss"] == min(record.series("validation/loss"))
     assert summary["peak_memory_bytes"] > 0
+
+
+def test_first_step_does_not_wait_for_the_untrained_adapter(
+    make_spec: MakeSpec, tmp_path: Path, record: Recorder
+) -> None:
+    """Its loss is the base model's, although the adapter has learned meanwhile."""
+    options = {"target": everything(4), "learning_rate": 0.1, "validation_steps": 3}
+    specs = [make_spec(name=name, **options) for name in ("one", "two")]
+    train(specs, tmp_path, report=record)
+    for arm in (0, 1):
+        told = [(event.step, *sorted(event.values)) for event in record.of(Metrics) if event.arm == arm]
+        assert told[0][0] == 1
+        assert "train/loss" in told[0]
+        assert told[1] == (0, "validation/loss", "validation/token_accuracy")
+    base, split = (
+        model_module.load_base(specs[0].base, torch.float32, CPU),
+        Split(specs[0].data, "validation"),
+    )
+    drawn = encode_rows(
+        load_tokenizer(specs[0].base), split, range(len(split)), report=record, should_stop=str
+    )
+    total, count = 0.0, 0
+    for example in drawn.values():
+        labels = torch.where(torch.from_numpy(example.loss_mask), torch.from_numpy(example.ids).long(), -100)
+        ids = torch.from_numpy(example.ids).long()
+        total += float(base(input_ids=ids[None], labels=labels[None]).loss) * example.target_count
+        count += example.target_count
+    for arm in (0, 1):
+        untrained, *later = record.series("validation/loss", arm)
+        assert untrained == pytest.approx(total / count, rel=1e-5)
+        assert untrained not in later
 
 
 def test_keep_alive_within_step_and_validation(

@@ -80,9 +80,13 @@ class Arm:
         is_validated = self.validated_step == self.total_steps or not self.validation_examples
         return self.is_live and self.step == self.total_steps and is_validated
 
-    def is_validation_due(self, step: int) -> bool:
-        """Return whether to validate after this step; 0 is before the first one."""
-        return bool(self.validation_examples) and step in self.validated_after and self.validated_step < step
+    def due_validations(self) -> list[int]:
+        """Return the steps to validate now: the completed one, and after the first step also step 0.
+
+        The untrained adapter (step 0) changes nothing, so that validation needs no adapter and can wait.
+        """
+        due = [step for step in self.validated_after if self.validated_step < step <= self.step]
+        return due if self.validation_examples else []
 
     def create_optimizer(self, model: Any, device: torch.device) -> None:
         """Create AdamW over the adapter's weights alone, and seed the adapter's dropout.
@@ -143,16 +147,18 @@ class Arm:
         tensors = [*self.parameters, *moments, *self.best_weights]
         return sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type)
 
-    def record_validation(self, loss: float) -> None:
-        """Record the validation loss of the present step, and the weights if they are the best so far."""
-        self.validation_loss, self.validated_step = loss, self.step
+    def record_validation(self, step: int, loss: float) -> None:
+        """Record the validation loss of the present step, and the weights if they are the best so far.
+
+        Of step 0 only the loss is kept.
+        """
+        self.validation_loss, self.validated_step = loss, step
         if not math.isfinite(loss):
             return
         if self.best_validation_loss is None or loss < self.best_validation_loss:
-            self.best_validation_loss, self.best_validation_step = loss, self.step
-        # Before the first step the adapter changes nothing, so there is nothing to keep.
-        if self.step and (self.best_weights_loss is None or loss < self.best_weights_loss):
-            self.best_weights_loss, self.best_weights_step = loss, self.step
+            self.best_validation_loss, self.best_validation_step = loss, step
+        if step and (self.best_weights_loss is None or loss < self.best_weights_loss):
+            self.best_weights_loss, self.best_weights_step = loss, step
             self.best_weights = self.copied_weights()
 
     @contextmanager

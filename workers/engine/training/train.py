@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -86,7 +87,8 @@ def train(
     add_stop_hooks(base, lambda: stop_if_asked(should_stop))
 
     try:
-        step = progress.start(is_resumed=checkpoint is not None)  # 0 only validates the untrained adapter
+        # A resumed arm may have to validate the step that it completed.
+        step = max(1, progress.start(is_resumed=checkpoint is not None))
         while any(arm.is_live for arm in arms):
             stop_if_asked(should_stop)
             is_validated = False
@@ -132,13 +134,15 @@ def train(
                     accuracy = correct / labelled
                     writer.report_metrics(step_metrics(arm, accuracy, rate, grad_norm, tokens, seconds, peak))
 
-                if arm.is_validation_due(step):
+                for validated in arm.due_validations():
                     lora.set_dropout(modules, False)
                     lora.set_recompute(modules, False)
-                    held_out = validate(scorer, arm, device, should_stop, progress.keep_alive)
-                    arm.record_validation(held_out["validation/loss"])
-                    writer.report_metrics(Metrics(arm.index, step, held_out))
-                    is_validated = True
+                    # Before the first step an adapter changes nothing.
+                    with nullcontext() if validated else model.disable_adapter():
+                        held_out = validate(scorer, arm, device, should_stop, progress.keep_alive)
+                    arm.record_validation(validated, held_out["validation/loss"])
+                    writer.report_metrics(Metrics(arm.index, validated, held_out))
+                    is_validated |= validated == step
 
             # A checkpoint comes before the adapters: an attempt that dies while saving only saves again.
             if is_validated or writer.is_due or any(arm.is_finished for arm in arms):
