@@ -1,7 +1,7 @@
 """One training of the benchmark in its own process: `python -m tests.bench.contender job.json`.
 
-Prints one line of JSON, for a training: tokens, seconds, CPU seconds, when the steps began (monotonic clock),
-peak memory, and the first rows' tokens and labels.
+Prints one line of JSON, for a training: tokens, seconds, CPU seconds, when the steps began and the first one
+of the peer ended (monotonic clock), peak memory, and the first rows' tokens and labels.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Clock:
     """Time of the optimizer steps alone: neither imports nor loading nor saving."""
 
     begun: tuple[float, float] = (0.0, 0.0)
+    stepped: float = 0.0  # when the first step of the peer ended
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
@@ -125,7 +126,7 @@ def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
     As shipped they draw the rows at random; here they draw those of this engine, so that losses compare.
     Tuned they group rows by length.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, TrainerCallback
 
     from workers.engine.training.data import step_rows
 
@@ -160,9 +161,13 @@ def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
             tokens += int(inputs["attention_mask"].sum())
             return super().training_step(model, inputs, *others, **options)
 
+    class FirstStep(TrainerCallback):
+        def on_step_end(self, *_arguments: Any, **_options: Any) -> None:
+            clock.stepped = clock.stepped or time.monotonic()
+
     for target in targets(job):
         model = peft_model(job, target)
-        trainer = CountingTrainer(model=model, **given)
+        trainer = CountingTrainer(model=model, callbacks=[FirstStep()], **given)
         clock.start()
         trainer.train()
         clock.stop()
@@ -369,7 +374,8 @@ def main() -> None:
         clock = Clock()
         kinds = {"ours": run_ours, "answers": answer_rows}
         result = kinds.get(job["kind"], run_peer)(job, clock)
-        result |= {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds, "begun": clock.begun[0]}
+        result |= {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
+        result |= {"begun": clock.begun[0], "stepped": clock.stepped}
     print(json.dumps(result))
     sys.stdout.flush()
     os._exit(0)
