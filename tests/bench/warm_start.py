@@ -63,7 +63,7 @@ def moment_when(api: Api, address: str, holds: Callable[[dict[str, Any]], bool])
 
 
 def peer_seconds(folder: Path, dtype: str, repeat: int) -> tuple[float, float]:
-    """Return the seconds from the start of the peer's process to Trainer.train, and to its first step's end."""
+    """Return the seconds from the start of the peer's process to its loop, and to its first step's end."""
     told = job(folder / "rows.json", 1, repeat, dtype, folder / f"peer-{repeat}", SINGLE)
     began = time.monotonic()
     measured = run(told | CONTENDERS["peer, tuned"], folder)

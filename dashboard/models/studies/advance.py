@@ -1,6 +1,7 @@
 """The next jobs of a study: the search for learning rates, seeds to train, adapters to evaluate.
 
-The seeds up to the next look are queued together; in limited time each seed waits for the one before. Reads
+The seeds up to the next look are queued together; in limited time each seed waits for the one before. The
+adapters of a training job are evaluated as soon as it ends, so that no worker waits for another. Reads
 how far its runs have come and queues whatever that allows, so that a crash between two steps loses nothing.
 Called under the study's lock; of a look it stores the verdicts of the decided arms.
 """
@@ -58,9 +59,11 @@ def queue_next(study: Study, look: Look | None = None, idempotency_key: str = ""
         missing = [arm for arm in arms if arm.pk not in begun and not arm.verdict]
         key = idempotency_key if seed == study.seeds[0] else ""
         runs += submit_training(study, [(arm, arm.settings(seed=seed), None) for arm in missing], key)
-        if all(run.is_over for run in runs) and any(run.pk not in scored for run in runs):
-            unscored = Adapter.objects.filter(run__in=runs, evaluations=None)
-            submit_scoring(study, unscored, study.created_by, key)
+        key = "" if any(run.job_id for run in runs) else key
+        for trained in runs_by_job(runs):
+            if all(run.is_over for run in trained) and any(run.pk not in scored for run in trained):
+                unscored = Adapter.objects.filter(run__in=trained, evaluations=None)
+                submit_scoring(study, unscored, study.created_by, key)
     # An arm whose search failed gets no seeds, and a decided one no further seeds.
     if study.forecast_seconds != (seconds := seconds_queued(study) + to_come):
         study.forecast_seconds = seconds
@@ -157,6 +160,14 @@ def training_batches(runs: Sequence[TrainingRun]) -> list[list[TrainingRun]]:
     return jobs
 
 
+def runs_by_job(runs: Sequence[TrainingRun]) -> list[list[TrainingRun]]:
+    """Group the runs that trained in one job, and those that are reused."""
+    jobs: dict[int | None, list[TrainingRun]] = {}
+    for run in runs:
+        jobs.setdefault(run.job_id, []).append(run)
+    return list(jobs.values())
+
+
 def batches(items: Sequence[Item], alone: Sequence[bool]) -> list[list[Item]]:
     """Group the items that may share a batch, and give each of the others its own."""
     shared = [item for item, is_alone in zip(items, alone, strict=True) if not is_alone]
@@ -167,7 +178,7 @@ def batches(items: Sequence[Item], alone: Sequence[bool]) -> list[list[Item]]:
 def submit_scoring(
     study: Study, selected: AdapterQuerySet, by: User | None, idempotency_key: str = ""
 ) -> None:
-    """Queue the evaluation of a seed's adapters on the study's rows; the first job gets the key."""
+    """Queue the evaluation of some adapters on the study's rows; the first job gets the key."""
     adapters = left_to_score(
         study, selected.select_related("run__project", "run__base_model", "run__dataset_version")
     )

@@ -106,5 +106,5 @@ def _refusal(run: TrainingRun) -> str:
             return _("The adapter already has its scores.")
         return _("The adapter is already being evaluated or in the queue.")
     if Adapter.objects.filter(run=run).exists():
-        return _("The adapter is evaluated when the other runs of its seed have ended.")
+        return _("The adapter is evaluated when the runs that train with it have ended.")
     return _("The run has no adapter, so there is nothing to evaluate.")

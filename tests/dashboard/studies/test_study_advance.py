@@ -6,9 +6,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from dashboard.models import BaseModel, Dataset, Job, Project, Study, User, WorkerNode
+from dashboard.models import BaseModel, Dataset, Job, Project, Study, TrainingRun, User, WorkerNode
 from tests.dashboard.conftest import make_checkpoint
-from tests.dashboard.studies.factories import make_study
+from tests.dashboard.studies.factories import TABLE, end_evaluation, end_training, make_study
 from workers.contract.errors import SpecError
 
 
@@ -74,3 +74,34 @@ def test_workers_share_the_arms_of_each_seed(
     ]
     # The longest alone, the others together in the order of the plan.
     assert jobs == [["quality"], ["efficient", "mlp"]] * 2
+
+
+def scored_by(job: Job) -> list[str]:
+    """Return the arms whose adapters an evaluation job scores, and `base` if it scores the base model."""
+    rows = job.evaluations.order_by("pk")
+    return [row.run.study_arm.name if row.adapter_id else row.subject for row in rows]  # type: ignore[union-attr]
+
+
+def test_adapters_are_scored_when_their_own_job_ends(
+    project: Project, dataset: Dataset, base_model: BaseModel, ed: User
+) -> None:
+    WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=1, processes=2)
+    study = make_study(project, dataset, base_model, by=ed, slugs=("efficient", "mlp", "quality"), seeds=[1])
+    trainings, evaluations = (study.jobs().filter(kind=kind).order_by("pk") for kind in ("train", "evaluate"))
+    quality, others = trainings
+    for run in others.training_runs.order_by("pk")[:1]:  # a run that ended before the others of its job
+        run.end(TrainingRun.Outcome.FAILED, step=3)
+    study.advance()
+    assert not evaluations.exists()
+    end_training(quality)
+    study.advance()
+    study.advance()
+    assert [scored_by(job) for job in evaluations.all()] == [["base", "quality"]]
+    end_training(others)
+    study.advance()
+    assert [scored_by(job) for job in evaluations.all()] == [["base", "quality"], ["mlp"]]
+    for job in evaluations.all():
+        end_evaluation(job, TABLE, "exact_match")
+    study.advance()
+    assert study.is_over
+    assert {one.arm for one in study.result.comparisons} == {"mlp"}
