@@ -34,7 +34,7 @@ CHUNK_ROWS = 256  # learned positions whose logits exist at one time, at most
 # Of logits on a CPU: glibc's malloc has larger blocks cleared anew by the system each time.
 CPU_CHUNK_BYTES = 24 << 20
 # From so many products of a row's queries and keys, a CPU computes attention faster in bfloat16 than in fp32.
-LONG_ROW_PRODUCTS = 128 * 128
+LONG_ROW_PRODUCTS = 64 * 64
 CPU_BATCH_TOKENS = 1536  # about as many tokens are computed at a time: more take memory and save no time
 # Model types for which the tests show that a shared prefix gives the same losses and gradients.
 PREFIX_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox"})

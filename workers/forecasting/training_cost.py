@@ -18,7 +18,7 @@ from workers.forecasting.workload import Workload
 from workers.target_modules.census import Census, Group, Matched
 
 # Changes with every formula: runs estimated by another version are not used for calibration.
-FORMULA = 8
+FORMULA = 9
 PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
 GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
 # Allocator fragmentation after training on rows of many lengths.

@@ -1,4 +1,4 @@
-"""Attention of long packed rows, which has gradients of its own."""
+"""Attention of long packed rows in bfloat16 on a CPU."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_values_and_gradients_are_those_of_one_call_per_row(prefix: int, scaling
 
 
 @pytest.mark.parametrize("prefix", [0, 37])
-def test_bfloat16_rounds_about_as_much_as_torchs_own_attention(prefix: int) -> None:
+def test_bfloat16_rounds_at_most_twice_as_much_as_torchs_own_attention(prefix: int) -> None:
     rows = packing(prefix, LONG)
     inputs = states(prefix + sum(LONG), torch.bfloat16)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
@@ -57,12 +57,12 @@ def test_bfloat16_rounds_about_as_much_as_torchs_own_attention(prefix: int) -> N
     found = result(attend_packed(*inputs, rows, 0.25), inputs)
     for one, other, target in zip(found, torchs, wanted, strict=True):
         assert one.dtype == torch.bfloat16
-        assert (one - target).norm() < 1.5 * (other - target).norm()
+        assert (one - target).norm() < 2 * (other - target).norm()
 
 
 def test_short_rows_are_computed_in_fp32_on_a_cpu() -> None:
     query = torch.zeros(1, 1, HEADS, WIDTH, dtype=torch.bfloat16)
-    assert attention_dtype(query, packing(0, (120, 130))) == torch.float32
-    assert attention_dtype(query, packing(0, (127, 130))) == torch.bfloat16
-    assert attention_dtype(query, packing(200, (70, 60))) == torch.bfloat16
+    assert attention_dtype(query, packing(0, (56, 66))) == torch.float32
+    assert attention_dtype(query, packing(0, (63, 66))) == torch.bfloat16
+    assert attention_dtype(query, packing(100, (35, 30))) == torch.bfloat16
     assert attention_dtype(query.float(), packing(0, (512,))) == torch.float32

@@ -1,7 +1,7 @@
 """Attention of packed rows in bfloat16 on a CPU.
 
-Torch's own attention is faster in bfloat16 than in fp32 forwards, but slower backwards. There explicit
-products are faster once rows are long.
+Products of whole blocks take half of the time of torch's own attention, in either direction, unless rows are
+short. Scores are rounded to bfloat16, which changes losses less than the linear layers' own rounding does.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-# Backwards so many positions at a time: their weights stay in the cache, and read no later position's keys.
+# So many positions at a time: their weights stay in the cache, and read no later position's keys.
 BLOCK = 128
 # Torch's softmax in bfloat16 takes up to three times as long where the last dimension is no multiple of it.
 WIDTH_MULTIPLE = 32
@@ -81,21 +80,17 @@ class RowAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[Piece], scaling: float
     ) -> Tensor:
-        attended, groups = torch.empty_like(query), key.shape[1]
-        for piece in pieces:
-            rows = piece.own(query, groups)
-            keys, values = (
-                piece.read(states)[:, None].expand(-1, rows.shape[1], -1, -1) for states in (key, value)
-            )
-            mask = None
-            if piece.all_read:
-                mask = torch.ones(rows.shape[2], keys.shape[2], dtype=torch.bool).tril_(piece.all_read)
-            output = scaled_dot_product_attention(
-                rows, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling
-            )
-            piece.own(attended, groups).copy_(output)
+        attended, groups, width = torch.empty_like(query), key.shape[1], query.shape[2]
+        blocks = [block for whole in pieces for block in whole.blocks()]
+        for piece in blocks:
+            # All heads of a group read the same keys, so they are rows of one matrix.
+            rows = piece.own(query, groups).reshape(groups, -1, width) * scaling
+            keys, values = (piece.read(states, WIDTH_MULTIPLE) for states in (key, value))
+            weights = piece.hide_later(rows @ keys.mT).softmax(-1)
+            own = piece.own(attended, groups)
+            own.copy_((weights @ values).view(own.shape))
         ctx.save_for_backward(query, key, value)
-        ctx.pieces, ctx.scaling = pieces, scaling
+        ctx.blocks, ctx.scaling = blocks, scaling
         return attended
 
     @staticmethod
@@ -107,8 +102,7 @@ class RowAttention(torch.autograd.Function):
         grad_key, grad_value = (torch.zeros_like(states, dtype=dtype) for states in (key, value))
         groups, width = key.shape[1], query.shape[2]
         softmax_backward: Any = torch._softmax_backward_data  # type: ignore[attr-defined]
-        for piece in (block for whole in ctx.pieces for block in whole.blocks()):
-            # All heads of a group read the same keys, so they are rows of one matrix.
+        for piece in ctx.blocks:
             rows, gradient = (
                 piece.own(states, groups).reshape(groups, -1, width) for states in (query, grad_outputs[0])
             )
