@@ -7,6 +7,7 @@ stopping at a favourable score would bias the result.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from django.utils import timezone
@@ -121,16 +122,21 @@ class Grid:
 
     @property
     def training_left(self) -> float | None:
-        """Return seconds until the last seed is trained, from the running one; None if unknown."""
+        """Return seconds until the last seed is trained, from a running training; None if unknown.
+
+        As many jobs as run now are taken to run at a time.
+        """
         if any(column.seed is None and column.jobs for column in self.columns):
             return None
-        trainings = [job for one in self.columns for job in one.jobs if job.kind == Job.Kind.TRAIN]
+        jobs = [job for column in self.columns for job in column.jobs]
+        trainings = [job for job in jobs if job.kind == Job.Kind.TRAIN]
         waiting = sum(job.state == State.QUEUED for job in trainings)
+        at_a_time = sum(job.state in ACTIVE for job in jobs)
         for job in trainings:
             left = time_left(job)
             if left is not None and job.started_at:
                 elapsed = (timezone.now() - job.started_at).total_seconds()
-                return left + waiting * (elapsed + left)
+                return left + math.ceil(waiting / max(1, at_a_time)) * (elapsed + left)
         return None
 
 

@@ -9,7 +9,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from dashboard.models import BaseModel, Dataset, Job, Project, State, Study, TrainingRun, User
+from dashboard.models import BaseModel, Dataset, Job, Project, State, Study, TrainingRun, User, WorkerNode
 from dashboard.presenters.study_grid import grid_of
 from tests.conftest import finish
 from tests.dashboard.studies.factories import Table, conclude, end_evaluation, end_training, make_study
@@ -66,6 +66,20 @@ def test_training_left_includes_queued_seeds(client: Client, vera: User, study: 
     page = client.get(reverse("study-grid", args=[study.pk])).content.decode()
     assert "training ends in about 50 min" in page
     assert "about 20 min left" in page
+
+
+def test_training_left_counts_the_jobs_that_run_at_a_time(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=1, processes=2)
+    study = make_study(project, dataset, base_model, seeds=[1, 2, 3])
+    begun = timezone.now() - timedelta(minutes=10)
+    for job in study.jobs().order_by("pk")[:2]:
+        job.move("claim", attempt=1, worker="test@host")
+        job.move("progress")
+        Job.objects.filter(pk=job.pk).update(started_at=begun, eta_seconds=1200, step=3, total_steps=9)
+    # 20 minutes of the first two of six trainings are left, and two times two follow of 30 minutes each.
+    assert grid_of(Study.objects.with_facts().get(pk=study.pk)).training_left == pytest.approx(4800, abs=5)
 
 
 def test_cell_states_queued_trained_scored(study: Study) -> None:
