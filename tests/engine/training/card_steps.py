@@ -32,7 +32,7 @@ from workers.engine.training import checkpoints, fused, lora, packed
 from workers.engine.training.arms import Arm
 from workers.engine.training.encoding import Example
 from workers.engine.training.loss import make_scorer
-from workers.engine.training.train import validate
+from workers.engine.training.validation import validate
 
 LENGTHS = (24, 17, 12)
 aten = torch.ops.aten
@@ -94,9 +94,8 @@ def train(folder: Path, device: torch.device, dtype: torch.dtype, *, has_prefix:
         arm.step = step
         if step == 1:
             put_back(arm, folder)
-    arm.record_validation(
-        arm.step, validate(scorer, arm, device, lambda: "", lambda: None)["validation/loss"]
-    )
+    validation = validate(scorer, arm.validation_batches(), device, lambda: "", lambda: None)
+    arm.record_validation(arm.step, validation)
     with arm.with_best_weights():
         pass
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from workers.contract.specs import TrainSpec
 from workers.engine.training import artifacts
 from workers.engine.training import train as train_module
 from workers.engine.training.train import train
+from workers.engine.training.validation import Validation
 
 MakeSpec = Callable[..., TrainSpec]
 
@@ -162,7 +164,7 @@ def test_arm_with_unusable_adapter_fails_alone(
 def test_nan_loss_is_null_in_files(
     make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_module, "validate", lambda *_arguments: {"validation/loss": float("nan")})
+    monkeypatch.setattr(train_module, "validate", lambda *_arguments: Validation([math.nan], [1], 0))
     train([make_spec()], tmp_path, report=Recorder())
     folder = tmp_path / "arm-0/adapter"
     record = json.loads((folder / "run.json").read_text(), parse_constant=pytest.fail)

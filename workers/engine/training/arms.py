@@ -27,6 +27,7 @@ from workers.engine.training import lora
 from workers.engine.training.data import Split, encode_rows, epoch_order, micro_batches, step_rows
 from workers.engine.training.encoding import Example, Ids
 from workers.engine.training.loss import PROVEN_TYPES
+from workers.engine.training.validation import Validation
 
 
 @dataclass
@@ -46,11 +47,11 @@ class Arm:
     random_state: Any = None  # of the dropout generator, uint8 on the CPU
     step: int = 0  # completed optimizer steps
     validated_step: int = -1  # the last step whose validation loss is known
-    best_weights: list[Tensor] = field(
-        default_factory=list
-    )  # in main memory, with the lowest validation loss
+    # In main memory: the latest whose validation loss is not worse than the lowest of a trained adapter.
+    best_weights: list[Tensor] = field(default_factory=list)
     best_weights_step: int = 0  # 0: no weights are known to be the best
     best_weights_loss: float | None = None
+    lowest_row_losses: list[float] = field(default_factory=list)  # of that lowest one
     tokens: int = 0
     seconds: float = 0.0  # in its own turns
     peak_memory_bytes: int = 0  # in its own turns, less what other arms keep; 0 if it trains alone
@@ -115,6 +116,10 @@ class Arm:
         rows = [self.examples[self.positions[index]] for index in order]
         return micro_batches(rows, learn.per_device_train_batch_size)
 
+    def validation_batches(self) -> list[list[Example]]:
+        """Return the validation rows in micro-batches, rows of similar length together."""
+        return micro_batches(self.validation_examples, self.spec.hyperparameters.per_device_train_batch_size)
+
     def record_step(self, step: int, loss: float, tokens: int, seconds: float, random_state: Tensor) -> None:
         """Record a completed step; `random_state` is the dropout generator's after it."""
         self.step, self.train_loss, self.random_state = step, loss, random_state
@@ -147,17 +152,23 @@ class Arm:
         tensors = [*self.parameters, *moments, *self.best_weights]
         return sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type)
 
-    def record_validation(self, step: int, loss: float) -> None:
-        """Record the validation loss of the present step, and the weights if they are the best so far.
+    def record_validation(self, step: int, validation: Validation) -> None:
+        """Record the validation of the present step, and the weights unless earlier ones are better.
 
-        Of step 0 only the loss is kept.
+        A few rows make the loss noisy, so earlier weights are better only by more than one standard error of
+        the difference (`Validation.is_worse_than`). Of step 0 only the loss is kept.
         """
+        loss = validation.loss
         self.validation_loss, self.validated_step = loss, step
         if not math.isfinite(loss):
             return
         if self.best_validation_loss is None or loss < self.best_validation_loss:
             self.best_validation_loss, self.best_validation_step = loss, step
-        if step and (self.best_weights_loss is None or loss < self.best_weights_loss):
+        if not step:
+            return
+        if not self.lowest_row_losses or sum(validation.row_losses) < sum(self.lowest_row_losses):
+            self.lowest_row_losses = validation.row_losses
+        if not validation.is_worse_than(self.lowest_row_losses):
             self.best_weights_loss, self.best_weights_step = loss, step
             self.best_weights = self.copied_weights()
 

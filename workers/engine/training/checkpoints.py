@@ -34,7 +34,7 @@ from workers.engine.training.artifacts import file_sha256, sync, to_json
 if TYPE_CHECKING:
     from workers.engine.training.arms import Arm
 
-FORMAT = 3
+FORMAT = 4
 SECONDS = 180.0
 KEEP = 2
 # The next attempt reports again what the supervisor may not have stored when it died: the metrics of as long
@@ -57,6 +57,7 @@ COUNTERS = (
     "best_validation_step",
     "best_weights_step",
     "best_weights_loss",
+    "lowest_row_losses",
 )
 
 

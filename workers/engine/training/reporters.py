@@ -88,7 +88,7 @@ class OutcomeReporter:
     ends: list[ArmEnd] = field(default_factory=list)
 
     def save(self, arm: Arm, outcome: str) -> None:
-        """Save the arm's adapter: the weights with the lowest validation loss, else the present ones.
+        """Save the arm's adapter: the best weights if any are known, else the present ones.
 
         An adapter that must not be published fails this arm alone. Raises DiskFull.
         """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,11 +25,11 @@ from workers.engine import runtime
 from workers.engine.base_models.model import add_stop_hooks, check_folder, load_base, load_tokenizer
 from workers.engine.runtime import stop_if_asked
 from workers.engine.training import checkpoints, fingerprint, fused, lora
-from workers.engine.training.arms import Arm, check_shared, prepare_arms
-from workers.engine.training.data import micro_batches
-from workers.engine.training.loss import Scorer, make_scorer
+from workers.engine.training.arms import check_shared, prepare_arms
+from workers.engine.training.loss import make_scorer
 from workers.engine.training.reporters import OutcomeReporter, ProgressReporter, step_metrics
 from workers.engine.training.trunk import SharedTrunk
+from workers.engine.training.validation import validate
 
 
 def train(
@@ -139,9 +139,10 @@ def train(
                     lora.set_recompute(modules, False)
                     # Before the first step an adapter changes nothing.
                     with nullcontext() if validated else model.disable_adapter():
-                        held_out = validate(scorer, arm, device, should_stop, progress.keep_alive)
-                    arm.record_validation(validated, held_out["validation/loss"])
-                    writer.report_metrics(Metrics(arm.index, validated, held_out))
+                        batches = arm.validation_batches()
+                        validation = validate(scorer, batches, device, should_stop, progress.keep_alive)
+                    arm.record_validation(validated, validation)
+                    writer.report_metrics(Metrics(arm.index, validated, validation.metrics))
                     is_validated |= validated == step
 
             # A checkpoint comes before the adapters: an attempt that dies while saving only saves again.
@@ -168,20 +169,3 @@ def learning_rate(learn: Hyperparameters, step: int, total_steps: int) -> float:
     done = (step - 1 - warmup) / max(1, total_steps - warmup)
     factors = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
     return learn.learning_rate * factors[learn.lr_scheduler_type]
-
-
-@torch.no_grad()
-def validate(
-    scorer: Scorer, arm: Arm, device: torch.device, should_stop: ShouldStop, keep_alive: Callable[[], None]
-) -> dict[str, float]:
-    """Return loss (nats) and token accuracy, both over all labelled tokens of the arm's validation rows."""
-    total, correct, tokens = 0.0, 0, 0
-    learn = arm.spec.hyperparameters
-    held_out = micro_batches(arm.validation_examples, learn.per_device_train_batch_size)
-    for batch in scorer.batches(held_out, device):
-        keep_alive()
-        stop_if_asked(should_stop)
-        losses, is_correct = scorer.token_scores(batch)
-        total, tokens = total + float(losses.double().sum()), tokens + len(losses)
-        correct += int(is_correct.sum())
-    return {"validation/loss": total / tokens, "validation/token_accuracy": correct / tokens}
