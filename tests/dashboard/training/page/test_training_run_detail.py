@@ -128,6 +128,17 @@ def test_it_shows_the_step_of_kept_weights(client: Client, vera: User, run: Trai
     assert "The adapter holds the weights of step 4" in page
 
 
+def test_it_says_why_weights_are_of_that_step(client: Client, vera: User, run: TrainingRun) -> None:
+    publish(run)
+    TrainingRun.objects.filter(pk=run.pk).update(measured={"published_step": 1204, "validation_loss": 0.4})
+    reason = "the latest whose validation loss is within one standard error of the lowest"
+    page = page_of(client, vera, run)
+    assert "1,204" in page
+    assert reason in page
+    TrainingRun.objects.filter(pk=run.pk).update(measured={"published_step": 10, "validation_loss": None})
+    assert reason not in page_of(client, vera, run)
+
+
 def test_it_shows_automatic_changes(client: Client, vera: User, run: TrainingRun) -> None:
     assert run.job is not None
     run.job.move("claim", attempt=1)
