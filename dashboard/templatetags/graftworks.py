@@ -323,12 +323,19 @@ def milliseconds(value: float | str | None) -> str:
 
 @register.filter
 def about(value: float | str | None) -> str:
-    """Format forecast seconds with the precision of a forecast: 40 s, 7 min, 25 min, 3 h, 2 days."""
+    """Format forecast seconds with the precision of a forecast: 40 s, 7 min, 2 h 45 min, 20 h, 2 days."""
     if value is None or isinstance(value, str):
         return "–"
     if value < 10:
         return _("%(seconds)d s") % {"seconds": max(1, round(value))}
-    units = ((60, 5), (20 * 60, 60), (100 * 60, 300), (48 * 3600, 3600), (math.inf, 86400))
+    units = (
+        (60, 5),
+        (20 * 60, 60),
+        (100 * 60, 300),
+        (10 * 3600, 900),
+        (48 * 3600, 3600),
+        (math.inf, 86400),
+    )
     unit = next(unit for limit, unit in units if value < limit)
     whole = max(1, round(value / unit)) * unit
     if whole >= 48 * 3600:

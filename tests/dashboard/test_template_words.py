@@ -12,6 +12,7 @@ from django.utils import timezone
 from dashboard.models import Job, State
 from dashboard.templatetags.graftworks import (
     STATE_LOOKS,
+    about,
     duration,
     filesize,
     number,
@@ -78,6 +79,26 @@ def test_filesize(size: float | None, words: str) -> None:
 )
 def test_duration(seconds: float | timedelta | None, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "–"),
+        (0.2, "1 s"),
+        (42, "40 s"),
+        (400, "7 min"),
+        (1510, "25 min"),
+        (4900, "1 h 20 min"),
+        (9720, "2 h 45 min"),
+        (10_900, "3 h"),
+        (73_000, "20 h"),
+        (170_000, "47 h"),
+        (200_000, "2 days"),
+    ],
+)
+def test_forecast_time(seconds: float | None, words: str) -> None:
+    assert about(seconds) == words
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
-
-from django.utils import timezone
 
 from dashboard.models.accounts.project import Project
 from dashboard.models.catalog.base_model import BaseModel
@@ -93,10 +90,10 @@ class Costs:
         return max(sizes) / min(sizes) if min(sizes) else 1.0
 
     @property
-    def finishes_at(self) -> datetime:
-        """Return the end of the last evaluation when the workers share the work without other jobs."""
+    def seconds_to_end(self) -> float:
+        """Return the seconds to the end of the last evaluation when the workers share the work alone."""
         waits = self.start.seconds if self.start else 0.0
-        return timezone.now() + timedelta(seconds=waits + self.plan.seconds["expected"] / self.workers)
+        return waits + self.plan.seconds["expected"] / self.workers
 
     @property
     def too_large(self) -> list[str]:
