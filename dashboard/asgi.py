@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import django
 
@@ -25,5 +26,8 @@ else:
 
     # Streams and chats need one now and then, beside requests.
     use_pool(connection.settings_dict, 2 * settings.REQUESTS_AT_A_TIME + 4)
+
+# WhiteNoise's files are read whole, once per browser and release: small enough for the log to stay quiet.
+warnings.filterwarnings("ignore", message="StreamingHttpResponse must consume synchronous iterators")
 
 application = BackPressure(BodyLimit(Handler()))
