@@ -181,9 +181,17 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "no_4bit": no_4bit,
         "eta": eta_range(run if working and working == run.job else working),
         "events": events,
+        "shares_job": shares_job(run),
         "latest": {series.name.replace("/", "_"): series for series in run.metric_series.all()},
         "device": device or run.measured.get("device", ""),
     }
+
+
+def shares_job(run: TrainingRun) -> bool:
+    """Return whether the events tell of other runs that train in the same job."""
+    if run.job is None or run.job.is_over:
+        return False
+    return run.is_over or run.job.training_runs.exclude(pk=run.pk).exists()
 
 
 def working_for(run: TrainingRun, evaluation: Job | None) -> Job | None:

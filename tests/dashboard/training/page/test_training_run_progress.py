@@ -102,6 +102,21 @@ def test_an_ended_arm_does_not_return_to_the_queue(client: Client, vera: User, r
     assert_no_progress(region)
 
 
+def test_a_message_about_another_run_of_the_job_does_not_stand_for_this_one(
+    client: Client, vera: User, run: TrainingRun, run_of_same_job: TrainingRun
+) -> None:
+    start_training(run).add_message("Quality, seed 1: 3,041,280 trainable parameters.")
+    for shown in (run, run_of_same_job):
+        region = region_of(client, vera, shown)
+        assert "<summary>Events of the shared job</summary>" in region
+        assert "3,041,280 trainable parameters" in region.partition("</summary>")[2]
+
+
+def test_it_shows_the_last_event_of_a_job_of_its_own(client: Client, vera: User, run: TrainingRun) -> None:
+    start_training(run).add_message("The newest checkpoint is damaged.")
+    assert "<summary>The newest checkpoint is damaged." in region_of(client, vera, run)
+
+
 def test_it_shows_the_progress_of_the_evaluation(client: Client, vera: User, run: TrainingRun) -> None:
     job = Evaluation.objects.submit(publish(run), None)
     assert "position 1 in the queue" in region_of(client, vera, run)
