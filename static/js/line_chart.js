@@ -13,8 +13,16 @@ const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
 const BASE = { light: "#6b7280", dark: "#a3abb8" };
 const SMOOTH_FROM = 40;
 const charts = new Map();
-// Pixels for labels at line ends.
-const labelRoom = (width) => Math.min(130, width * 0.24);
+const labelFont = () => `500 12px ${getComputedStyle(document.body).fontFamily}`;
+
+// Pixels right of the lines for the labels at their ends; a longer label is squeezed.
+function labelRoom({ ctx, data, width }) {
+  ctx.save();
+  ctx.font = labelFont();
+  const widths = data.datasets.map((set) => ctx.measureText(set.endLabel).width);
+  ctx.restore();
+  return Math.min(180, width * 0.24, Math.max(0, ...widths) + 12);
+}
 
 const isDark = () => root.dataset.bsTheme === "dark";
 const colourOf = (series) =>
@@ -71,9 +79,9 @@ const endLabels = {
   id: "endLabels",
   afterDatasetsDraw(chart) {
     const { ctx, chartArea } = chart;
-    const widest = labelRoom(chart.width) - 6;
+    const widest = labelRoom(chart) - 6;
     ctx.save();
-    ctx.font = `500 12px ${getComputedStyle(document.body).fontFamily}`;
+    ctx.font = labelFont();
     ctx.textBaseline = "middle";
     const labels = chart.data.datasets
       .map((set, place) => ({ set, last: chart.getDatasetMeta(place).data.at(-1) }))
@@ -112,7 +120,7 @@ function options(element) {
     normalized: true,
     parsing: false,
     interaction: { mode: "nearest", axis: "x", intersect: false },
-    layout: { padding: (context) => ({ right: labelRoom(context.chart.width) }) },
+    layout: { padding: (context) => ({ right: labelRoom(context.chart) }) },
     plugins: {
       legend: { display: false },
       tooltip: { filter: (item) => Boolean(item.dataset.endLabel), callbacks: { title: (items) => (isDates ? dateOf(items[0]?.parsed.x) : `${element.dataset.x} ${items[0]?.parsed.x ?? ""}`) } },
