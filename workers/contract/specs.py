@@ -21,7 +21,7 @@ from workers.contract.hyperparameters import Hyperparameters
 SpecT = TypeVar("SpecT")
 
 # Raise it when equal specs come to give other adapters, so that earlier runs are not reused.
-ENGINE_VERSION = 5
+ENGINE_VERSION = 6
 DTYPES = ("auto", "float32", "bfloat16")
 SPLITS = ("train", "validation", "test")
 # Forms of a base model with its adapter merged in: Transformers' own in two number formats, and GGUF.

@@ -2,9 +2,9 @@
 
 Validation may cost a tenth of the tokens that are trained on. Rows are counted instead of tokens, because
 both splits come from one dataset; rows of another dataset count by their mean length. Few rows make the loss
-noisy, and few validations make the curve coarse: the rows come first, up to `MOST_ROWS`, then the number of
-validations. The floor of `FEWEST_ROWS` outranks the tenth, so only a run on fewer than ten times as many rows
-exceeds it.
+noisy, and few validations make the curve coarse: three points and the end come first, then the rows, up to
+`MOST_ROWS`, then further points. Where not even `FEWEST_ROWS` fit each time, there are fewer validations; the
+last is always kept, also above the tenth.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 SHARE = 0.1
 FEWEST_ROWS, MOST_ROWS = 16, 64
-USUAL_VALIDATIONS, MOST_VALIDATIONS = 3, 11
+USUAL_VALIDATIONS, MOST_VALIDATIONS = 4, 11
 
 
 @dataclass(frozen=True)

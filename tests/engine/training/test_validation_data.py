@@ -50,8 +50,8 @@ def test_longer_rows_are_fewer(make_spec: MakeSpec, tmp_path: Path, record: Reco
     words = " and".join(" round" for _word in range(30))
     long = write_canonical(tmp_path / "long", [chat(f"Shape of {number}?", words) for number in range(60)])
     short = write_canonical(tmp_path / "short", [chat(f"Hue of {number}?", "red") for number in range(60)])
-    # Forty steps of 16 rows allow 64 rows for three validations.
-    options = {"max_steps": 40, "per_device_train_batch_size": 16}
+    # Sixty steps of 16 rows allow 96 rows for four validations.
+    options = {"max_steps": 60, "per_device_train_batch_size": 16}
     counts = [
         len(prepare(make_spec(**options, validation_data=data), record).validation_examples)
         for data in (long, short)

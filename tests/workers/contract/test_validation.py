@@ -15,10 +15,19 @@ def test_validation_reads_at_most_a_tenth_of_the_trained_rows(trained_rows: int,
     assert plan.rows <= available
 
 
-def test_rows_come_before_more_validations() -> None:
+def test_three_points_and_the_end_come_before_more_rows() -> None:
+    assert plan_validation(99, 800, 5000).rows == 20
+    assert plan_validation(99, 800, 5000).steps == (0, 33, 66, 99)
+    assert plan_validation(99, 1200, 5000).rows == 30
+    assert plan_validation(99, 1200, 5000).steps == (0, 33, 66, 99)
+
+
+def test_the_fewest_rows_come_before_a_third_point() -> None:
     assert plan_validation(100, 480, 5000).rows == FEWEST_ROWS
     assert plan_validation(100, 480, 5000).steps == (0, 50, 100)
-    assert plan_validation(100, 1200, 5000).rows == 40
+
+
+def test_the_most_rows_come_before_further_points() -> None:
     assert plan_validation(100, 3200, 5000).rows == MOST_ROWS
     assert plan_validation(100, 3200, 5000).steps == (0, 25, 50, 75, 100)
     assert len(plan_validation(1000, 10**6, 5000).steps) == MOST_VALIDATIONS

@@ -99,9 +99,9 @@ def test_validation_rows_of_another_dataset_have_their_own_lengths() -> None:
     long = RowLengths(40, (300.0, 300.0), (299.0, 299.0), 60.0, prefix=5)
     workload = estimate_workload(rows(), learn(max_steps=200), **options, validation_lengths=long)
     # Each row costs as much as two, so that 80 fit into the 160 rows of all validations.
-    assert workload.validations == 3
-    assert workload.validation_tokens == pytest.approx(3 * (26 * (300 - 5) + 5))
-    assert workload.validation_learned_tokens == pytest.approx(3 * 26 * 60)
+    assert workload.validations == 4
+    assert workload.validation_tokens == pytest.approx(4 * (20 * (300 - 5) + 5))
+    assert workload.validation_learned_tokens == pytest.approx(4 * 20 * 60)
     assert (
         workload.computed_tokens == estimate_workload(rows(), learn(max_steps=200), **options).computed_tokens
     )
