@@ -59,12 +59,19 @@ def test_a_stop_is_noticed_within_a_validation(scorer: Scorer, examples: list[Ex
         validate(scorer, [examples], CPU, lambda: "cancel", lambda: None)
 
 
-def test_a_loss_above_by_more_than_a_standard_error_is_worse() -> None:
-    # Differences of 1, 2 and 3 have the mean 2 and the standard error 1 / sqrt(3).
+def test_a_loss_that_is_significantly_above_is_worse() -> None:
+    # Differences of 1, 2 and 3 have a mean of 3.46 standard errors.
     assert of_rows(1, 2, 3).is_worse_than([0, 0, 0])
     assert not of_rows(-1, -2, -3).is_worse_than([0, 0, 0])
-    # The mean 1 of 4, 1 and -2 is less than its standard error sqrt(3).
-    assert not of_rows(4, 1, -2).is_worse_than([0, 0, 0])
+    # Those of 5, 2 and -1 have one of 1.15, which chance explains.
+    assert not of_rows(5, 2, -1).is_worse_than([0, 0, 0])
+
+
+def test_the_lowest_of_many_must_be_lower_by_more() -> None:
+    # A mean of 2.14 standard errors; the limits are 1.64, 1.96 and 2.58.
+    assert of_rows(1, 2, 3, 4, 5, -2).is_worse_than([0] * 6)
+    assert of_rows(1, 2, 3, 4, 5, -2).is_worse_than([0] * 6, comparisons=2)
+    assert not of_rows(1, 2, 3, 4, 5, -2).is_worse_than([0] * 6, comparisons=10)
 
 
 def test_rows_are_compared_in_pairs() -> None:
@@ -72,12 +79,13 @@ def test_rows_are_compared_in_pairs() -> None:
     assert of_rows(100.2, 0.1, 50.15).is_worse_than([100, 0, 50])
 
 
-def test_the_standard_error_is_that_of_a_ratio() -> None:
+@pytest.mark.parametrize("comparisons", [1, 5])
+def test_chance_alone_is_as_rarely_significant_as_it_says(comparisons: int) -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 20, 400)
-    noise = rng.normal(0, 1, (2000, 400)) * np.sqrt(tokens)
-    worse = [Validation(list(row), list(tokens), 0).is_worse_than([0.0] * 400) for row in noise]
-    assert np.mean(worse) == pytest.approx(0.5 * math.erfc(1 / math.sqrt(2)), abs=0.03)
+    noise = rng.normal(0, 1, (3000, 400)) * np.sqrt(tokens)
+    worse = [Validation(list(row), list(tokens), 0).is_worse_than([0.0] * 400, comparisons) for row in noise]
+    assert np.mean(worse) == pytest.approx(0.05 / comparisons, abs=0.01 / comparisons)
 
 
 def test_equal_losses_are_not_worse() -> None:
@@ -128,7 +136,8 @@ def is_step(out: Path, spec: TrainSpec, step: int, patch: pytest.MonkeyPatch) ->
     return all(torch.equal(value, pairs[1][name]) for name, value in pairs[0].items())
 
 
-LOWER_BY_CHANCE = {0: [9.0, 9, 9], 2: [1.0, 2, 3], 4: [2.0, 1, 4], 6: [1.0, 4, 2]}
+# The last is higher by 1.74 standard errors; one comparison would allow 1.64, two allow 1.96.
+LOWER_BY_CHANCE = {0: [9.0, 9, 9], 2: [1.0, 2, 3], 4: [2.0, 1, 4], 6: [3.0, 2.5, 3.3]}
 
 
 def test_the_last_weights_are_published_if_earlier_ones_are_lower_by_chance(
@@ -136,7 +145,7 @@ def test_the_last_weights_are_published_if_earlier_ones_are_lower_by_chance(
 ) -> None:
     spec = make_spec(validation_steps=2, learning_rate=0.05)
     end = train_with(LOWER_BY_CHANCE, spec, tmp_path / "out", monkeypatch)
-    assert (end.summary["published_step"], end.summary["validation_loss"]) == (6, pytest.approx(7 / 3))
+    assert (end.summary["published_step"], end.summary["validation_loss"]) == (6, pytest.approx(8.8 / 3))
     assert (end.summary["best_validation_step"], end.summary["best_validation_loss"]) == (2, 2)
     assert is_step(tmp_path / "out", spec, 6, monkeypatch)
 

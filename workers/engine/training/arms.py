@@ -47,7 +47,7 @@ class Arm:
     random_state: Any = None  # of the dropout generator, uint8 on the CPU
     step: int = 0  # completed optimizer steps
     validated_step: int = -1  # the last step whose validation loss is known
-    # In main memory: the latest whose validation loss is not worse than the lowest of a trained adapter.
+    # In main memory: the latest whose validation loss is not significantly above the lowest one.
     best_weights: list[Tensor] = field(default_factory=list)
     best_weights_step: int = 0  # 0: no weights are known to be the best
     best_weights_loss: float | None = None
@@ -155,8 +155,8 @@ class Arm:
     def record_validation(self, step: int, validation: Validation) -> None:
         """Record the validation of the present step, and the weights unless earlier ones are better.
 
-        A few rows make the loss noisy, so earlier weights are better only by more than one standard error of
-        the difference (`Validation.is_worse_than`). Of step 0 only the loss is kept.
+        A few rows make the loss noisy, so earlier weights are better only if the present loss is
+        significantly above theirs (`Validation.is_worse_than`). Of step 0 only the loss is kept.
         """
         loss = validation.loss
         self.validation_loss, self.validated_step = loss, step
@@ -168,7 +168,8 @@ class Arm:
             return
         if not self.lowest_row_losses or sum(validation.row_losses) < sum(self.lowest_row_losses):
             self.lowest_row_losses = validation.row_losses
-        if not validation.is_worse_than(self.lowest_row_losses):
+        comparisons = max(1, sum(step > 0 for step in self.validated_after) - 1)
+        if not validation.is_worse_than(self.lowest_row_losses, comparisons):
             self.best_weights_loss, self.best_weights_step = loss, step
             self.best_weights = self.copied_weights()
 

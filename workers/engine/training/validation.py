@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from workers.contract.events import ShouldStop
 from workers.engine.runtime import stop_if_asked
 from workers.engine.training.encoding import Example
 from workers.engine.training.loss import Scorer
+
+SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,11 @@ class Validation:
         accuracy = self.correct / sum(self.row_tokens)
         return {"validation/loss": self.loss, "validation/token_accuracy": accuracy}
 
-    def is_worse_than(self, row_losses: Sequence[float]) -> bool:
-        """Return whether its loss is above that of the same rows by more than one standard error.
+    def is_worse_than(self, row_losses: Sequence[float], comparisons: int = 1) -> bool:
+        """Return whether its loss is significantly above that of the same rows.
 
-        This is the one-standard-error rule of Breiman et al., Classification and Regression Trees (1984),
-        section 3.4.3, on the difference of the same rows. With a row's difference d, its tokens t and
+        A one-sided paired z-test at 5 %, divided by the `comparisons` of a run (Bonferroni), because the
+        lowest of several losses is low by chance too. With a row's difference d, its tokens t and
         R = sum(d) / sum(t), the standard error of R is sqrt(n / (n - 1) * sum((d - R * t)^2)) / sum(t): that
         of a ratio (Cochran, Sampling Techniques, 1977, section 6.4). One row alone has none.
         """
@@ -52,7 +55,8 @@ class Validation:
         if count == 1:
             return bool(ratio > 0)
         squares = np.square(difference - ratio * tokens).sum()
-        return bool(ratio > math.sqrt(count / (count - 1) * squares) / tokens.sum())
+        error = math.sqrt(count / (count - 1) * squares) / tokens.sum()
+        return bool(ratio > NormalDist().inv_cdf(1 - SIGNIFICANCE / comparisons) * error)
 
 
 @torch.no_grad()

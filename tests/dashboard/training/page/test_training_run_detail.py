@@ -131,7 +131,7 @@ def test_it_shows_the_step_of_kept_weights(client: Client, vera: User, run: Trai
 def test_it_says_why_weights_are_of_that_step(client: Client, vera: User, run: TrainingRun) -> None:
     publish(run)
     TrainingRun.objects.filter(pk=run.pk).update(measured={"published_step": 1204, "validation_loss": 0.4})
-    reason = "the latest whose validation loss is within one standard error of the lowest"
+    reason = "the latest whose validation loss is not significantly above the lowest"
     page = page_of(client, vera, run)
     assert "1,204" in page
     assert reason in page
