@@ -15,6 +15,8 @@ FULL_FINE_TUNING_RATE, LORA_FACTOR, REFERENCE_WIDTH = 5e-5, 10, 2000
 LLAMA_EXPONENT, QWEN_EXPONENT = 0.781, 0.0775
 # With fewer steps nothing is learned, however slow the device is.
 FEWEST_STEPS = 10
+# Of the time that a length allows; the rest is for a device at a slower hour than when it was measured.
+PLANNED_SHARE = 0.9
 
 
 def automatic_learning_rate(hidden_size: int, model_type: str) -> float:
@@ -34,14 +36,16 @@ def automatic_learning_rate(hidden_size: int, model_type: str) -> float:
 
 
 def automatic_steps(length: AutomaticLength, steps_per_epoch: int, seconds: Callable[[int], float]) -> int:
-    """Return the most optimizer steps within the epochs and the seconds of a length, but not fewer than ten.
+    """Return the most optimizer steps within the epochs and nine tenths of the seconds of a length.
 
-    `seconds` forecasts a run of so many steps. Beyond a few steps it grows by the same time with each.
+    They are not fewer than ten. `seconds` forecasts a run of so many steps. Beyond a few steps it grows by
+    the same time with each.
     """
     most = max(length.epochs * steps_per_epoch, min(FEW_STEPS, MOST_EPOCHS * steps_per_epoch))
     most = min(math.ceil(most), int(LIMITS["max_steps"][1]))
-    if seconds(most) <= length.seconds:
+    planned = PLANNED_SHARE * length.seconds
+    if seconds(most) <= planned:
         return most
     few = min(most, FEWEST_STEPS)
     per_step = (seconds(most) - seconds(few)) / max(1, most - few)
-    return max(few, few + math.floor((length.seconds - seconds(few)) / per_step)) if per_step else few
+    return max(few, few + math.floor((planned - seconds(few)) / per_step)) if per_step else few
